@@ -163,7 +163,8 @@ def _verify_lives(logical: LogicalPlan, physical: PhysicalPlan, alignment_bytes:
             raise PlanError(f"{where} has {life.nbytes} bytes for a storage of {storage.nbytes}")
         if life.offset < 0 or life.offset + life.nbytes > physical.arena_bytes:
             raise PlanError(
-                f"{where} ends at byte {life.offset + life.nbytes} of an arena of {physical.arena_bytes} bytes"
+                f"{where} takes bytes [{life.offset}, {life.offset + life.nbytes})"
+                f" of an arena of {physical.arena_bytes} bytes"
             )
         if life.offset % alignment_bytes:
             raise PlanError(f"{where} lies at offset {life.offset}, which is no multiple of {alignment_bytes}")

@@ -1,0 +1,19 @@
+"""Capture a training step: the user's model, loss and optimizer as one logical plan."""
+
+from gradbase.capture._capture import Captured, capture_step
+from gradbase.capture._eager import eager_peak_bytes
+from gradbase.capture._optimizer import PartialStep, is_separable
+from gradbase.capture._program import Call, Program, Ref
+from gradbase.capture._updates import Update
+
+__all__ = [
+    "Call",
+    "Captured",
+    "PartialStep",
+    "Program",
+    "Ref",
+    "Update",
+    "capture_step",
+    "eager_peak_bytes",
+    "is_separable",
+]

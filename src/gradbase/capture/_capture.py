@@ -1,0 +1,53 @@
+"""The room's front door: from the user's objects to a `Program`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from gradbase.capture._optimizer import UpdateShape, is_separable, update_shape
+from gradbase.capture._program import Program, build_program
+from gradbase.capture._trace import Loss, Trace, trace_step
+from gradbase.capture._updates import Tail
+from gradbase.common.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A traced step, from which programs with different tails are built."""
+
+    trace: Trace
+    optimizer: str
+    shapes: dict[str, UpdateShape]
+    separable: bool
+
+    def program(self, *, clip: bool = False, accumulate: bool = False, update: bool = True) -> Program:
+        """The logical plan with its tail: clipped or not, accumulated or not, updating or not."""
+        tail = Tail(self.optimizer, self.shapes, self.separable, clip, accumulate, update)
+        return build_program(self.trace, tail)
+
+
+def capture_step(model: nn.Module, loss: Loss, optimizer: optim.Optimizer, batch: Any) -> Captured:
+    """Trace forward, loss and backward, and learn what the optimizer keeps and does for each parameter.
+
+    Runs no kernel and leaves parameters, buffers, optimizer state and random generators as they were.
+    """
+    trace = trace_step(model, loss, batch)
+    parameters = dict(model.named_parameters())
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    strangers = owned - {id(p) for p in parameters.values()}
+    if strangers:
+        raise UsageError(
+            f"the optimizer holds {len(strangers)} parameters that are not the model's",
+            "build it from model.parameters(), or make the module that owns them a part of the model",
+        )
+    shapes = {
+        name: update_shape(optimizer, parameters[name]) for name in trace.gradients if id(parameters[name]) in owned
+    }
+    unowned = [name for name in trace.gradients if name not in shapes]
+    for name in unowned:  # a gradient nobody uses: eager keeps it in .grad, a plan need not compute it
+        del trace.gradients[name]
+    return Captured(trace, type(optimizer).__name__, shapes, is_separable(optimizer))

@@ -1,0 +1,80 @@
+"""What eager PyTorch needs for the same step: the yardstick of `--memory 40%`.
+
+The step runs once more on fake tensors, this time through eager autograd, and every storage is counted from
+its birth until the last reference to it goes. Kernels' own workspace comes from the statistics.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradbase.capture._swap import swapped, unique_tensors
+from gradbase.capture._trace import Loss, _Faker
+
+# Extra bytes of one kernel call: workspace, and results larger than the fake kernel says.
+Extra = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[int, int]]
+
+
+class _Ledger(TorchDispatchMode):
+    """Counts bytes of storages born under the mode, and the highest sum."""
+
+    def __init__(self, known: set[int], extra: Extra) -> None:
+        super().__init__()
+        self._extra = extra
+        self._sizes: dict[int, int] = {}
+        self._known = known
+        self.live_bytes = 0
+        self.peak_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        workspace, hidden = self._extra(func, args, kwargs or {})
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                hidden = self._enter(tensor.untyped_storage(), hidden)
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes + workspace)
+        return result
+
+    def _enter(self, storage: torch.UntypedStorage, hidden: int) -> int:
+        """Count a storage on first sight. An empty one carries what the kernel hides from the fake."""
+        key = storage._cdata
+        if key in self._sizes or key in self._known:
+            return hidden
+        nbytes = storage.nbytes()
+        if nbytes == 0:
+            nbytes, hidden = hidden, 0
+        self._sizes[key] = nbytes
+        self.live_bytes += nbytes
+        weakref.finalize(storage, self._leave, key)
+        return hidden
+
+    def _leave(self, key: int) -> None:
+        self.live_bytes -= self._sizes.pop(key)
+
+
+def eager_peak_bytes(model: nn.Module, loss: Loss, batch: Any, extra: Extra) -> int:
+    """Peak bytes of eager's forward, loss and backward above parameters, buffers, state and batch.
+
+    Gradients are included: eager holds all of them until the optimizer steps.
+    """
+    parameters, buffers = unique_tensors(model)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = _Faker(mode)
+    leaves, spec = pytree.tree_flatten(batch)
+    with mode, torch.enable_grad():
+        own = {id(t): fake(t) for t in parameters.values()}
+        held = {id(t): fake.detached(t) for t in buffers.values()}
+        inputs = [fake.detached(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        fakes = [*own.values(), *held.values(), *(t for t in inputs if isinstance(t, torch.Tensor))]
+        ledger = _Ledger({t.untyped_storage()._cdata for t in fakes}, extra)
+        with swapped(model, own | held), ledger:
+            loss(model, pytree.tree_unflatten(inputs, spec)).backward()
+    return ledger.peak_bytes

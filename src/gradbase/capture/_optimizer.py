@@ -1,0 +1,114 @@
+"""The user's optimizer as macro-operators: one update per parameter, run by the optimizer's own code.
+
+An optimizer whose parameters do not see each other can update each one as soon as its gradient is complete.
+That holds for the optimizers of torch.optim listed in SEPARABLE (read off their single-tensor functions).
+Any other optimizer runs as one operator over all its parameters, which holds every gradient until then.
+
+The update itself is the optimizer's own `step`, called on a stand-in that shares state, defaults and live
+`param_groups` values (a scheduler's learning rate is read at every step) but owns only a few parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import optim
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SEPARABLE: frozenset[type[optim.Optimizer]] = frozenset(
+    {
+        optim.SGD,
+        optim.Adam,
+        optim.AdamW,
+        optim.Adagrad,
+        optim.RMSprop,
+        optim.Adamax,
+        optim.NAdam,
+        optim.RAdam,
+        optim.Adadelta,
+        optim.ASGD,
+        optim.Rprop,
+        optim.Adafactor,
+    }
+)
+
+
+def is_separable(optimizer: optim.Optimizer) -> bool:
+    """Whether each parameter's update reads no other parameter or gradient."""
+    return type(optimizer) in SEPARABLE
+
+
+class PartialStep:
+    """Steps some parameters of an optimizer, with its own code, state and current hyperparameters."""
+
+    def __init__(self, optimizer: optim.Optimizer, parameters: Sequence[torch.Tensor]) -> None:
+        wanted = {id(p) for p in parameters}
+        self._parts = [
+            (group, [p for p in group["params"] if id(p) in wanted])
+            for group in optimizer.param_groups
+            if any(id(p) in wanted for p in group["params"])
+        ]
+        self._stand_in = copy.copy(optimizer)
+        self._stand_in.state = optimizer.state
+        # Without the wrappers that profile, run hooks and break dynamo graphs at every call.
+        self._step = inspect.unwrap(type(optimizer).step)
+
+    def __call__(self) -> None:
+        """Run the update. Gradients are in `.grad`; gradients must be disabled by the caller."""
+        self._stand_in.param_groups = [{**group, "params": params} for group, params in self._parts]
+        self._step(self._stand_in)
+
+
+@dataclass(frozen=True)
+class UpdateShape:
+    """What an update of one parameter keeps and does: state bytes by name, bytes moved, arithmetic operations."""
+
+    state: dict[str, int]
+    moved_bytes: int
+    flops: int
+
+
+class _CountTraffic(TorchDispatchMode):
+    """Counts bytes read and written, and one operation per element written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved_bytes = 0
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in (*args, result):
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                self.moved_bytes += tensor.numel() * tensor.element_size()
+        if isinstance(result, torch.Tensor) and result.is_meta:
+            self.flops += result.numel()
+        return result
+
+
+def update_shape(optimizer: optim.Optimizer, parameter: torch.Tensor) -> UpdateShape:
+    """Learn an update's state and traffic by running the optimizer's code on meta tensors (no memory)."""
+    stand_in = torch.nn.Parameter(torch.empty_like(parameter, device="meta"))
+    stand_in.grad = torch.empty_like(stand_in)
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    trial = copy.copy(optimizer)
+    trial.state = type(optimizer.state)(dict)
+    if "momentum_buffer_list" in group:
+        raise AssertionError("optimizer keeps lists in its groups")
+    trial.param_groups = [{**group, "params": [stand_in], "fused": None} if "fused" in group else {**group, "params": [stand_in]}]
+    step = inspect.unwrap(type(optimizer).step)
+    with torch.no_grad():
+        step(trial)  # creates the state
+        with _CountTraffic() as traffic:
+            step(trial)
+    state = {
+        key: value.untyped_storage().nbytes()
+        for key, value in trial.state[stand_in].items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    }
+    return UpdateShape(state, traffic.moved_bytes, traffic.flops)

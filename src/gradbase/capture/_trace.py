@@ -1,0 +1,192 @@
+"""Trace one training step (forward, loss, backward) into one functional graph.
+
+Two passes. The first runs the user's code once on fake tensors (no memory, no kernels) with autograd inside,
+and records every kernel call. The second runs that flat recording through functionalization: in-place
+operators become pure ones, and what they did to buffers becomes `copy_` at the end. A pure graph is what
+makes recomputing and reordering safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradbase.capture._modules import ModuleStack, user_frame
+from gradbase.capture._swap import swapped, unique_tensors
+from gradbase.common.errors import CaptureError, UsageError
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A functional graph: placeholders are parameters, buffers, then batch leaves; outputs loss, then gradients.
+
+    `gradients[i]` is the output index of the gradient of the i-th parameter name, for those that get one.
+    """
+
+    graph: fx.GraphModule
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    batch_leaves: int
+    gradients: dict[str, int]
+
+
+class _NotePlaces(TorchDispatchMode):
+    """Tells the module stack of every operator, so that autograd's numbering can be read back later."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._stack.note()
+        return func(*args, **(kwargs or {}))
+
+
+def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
+    """Trace `loss(model, batch)` and its gradients. Allocates nothing; leaves model, batch and generators alone.
+
+    Raises CaptureError with the user's line where the step depends on data, and UsageError where the loss is
+    not a scalar that depends on a parameter.
+    """
+    parameters, buffers = unique_tensors(model)
+    leaves, spec = pytree.tree_flatten(batch)
+    positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = _Faker(fake_mode)
+    trainable = [name for name, p in parameters.items() if p.requires_grad]
+    received: dict[str, int] = {}
+
+    def step(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        torch.set_autocast_cache_enabled(True)  # as in eager: a weight that is used twice is cast once
+        own = dict(zip(parameters, tensors, strict=False))
+        held = dict(zip(buffers, tensors[len(parameters) :], strict=False))
+        filled = list(leaves)
+        for position, tensor in zip(positions, tensors[len(parameters) + len(buffers) :], strict=True):
+            filled[position] = tensor
+        ids = {id(parameters[n]): t for n, t in own.items()} | {id(buffers[n]): t for n, t in held.items()}
+        names = {id(t): n for n, t in held.items()}
+        with swapped(model, ids):
+            with _NotePlaces(stack):
+                value = loss(model, pytree.tree_unflatten(filled, spec))
+            _check_loss(value)
+            _store_rebound_buffers(model, names, held)
+            stack.follow_backward(value)
+            grads = torch.autograd.grad(value, [own[n] for n in trainable], allow_unused=True)
+        return [value.detach(), *_accumulated(own, trainable, grads, received)]
+
+    stack = ModuleStack(model)
+    batch_inputs = [fake.detached(leaves[i]) for i in positions]
+    inputs = [*map(fake, parameters.values()), *map(fake, buffers.values()), *batch_inputs]
+    try:
+        with fake_mode, stack.recording(), torch.enable_grad():
+            recorded = make_fx(step, tracing_mode="real")(*inputs)
+    except Exception as error:
+        raise _explained(error) from error
+    functional = _functionalize(recorded, inputs, fake_mode)
+    return Trace(functional, tuple(parameters), tuple(buffers), len(positions), received)
+
+
+class _Faker:
+    """Real or meta tensors to fake ones on the device they would live on; aliases stay aliases."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+
+    def __call__(self, tensor: torch.Tensor) -> FakeTensor:
+        if tensor.is_meta:
+            return self.detached(tensor).requires_grad_(tensor.requires_grad)  # type: ignore[return-value]
+        return self._mode.from_tensor(tensor)
+
+    def detached(self, tensor: torch.Tensor) -> FakeTensor:
+        """A fake of the same shape and strides on a storage of its own, whatever slice of what it is."""
+        device = "cpu" if tensor.is_meta else tensor.device
+        with self._mode:
+            return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)  # type: ignore[return-value]
+
+
+def _check_loss(value: Any) -> None:
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise UsageError(f"loss returned {shape}, expected a scalar tensor", "sum or average the loss terms in it")
+    if value.grad_fn is None:
+        raise UsageError("the loss depends on no parameter that requires a gradient", "check requires_grad and detach()")
+
+
+def _store_rebound_buffers(model: nn.Module, names: dict[int, str], held: dict[str, torch.Tensor]) -> None:
+    """`self.count = self.count + 1` rebinds a buffer: write the new value into the old tensor."""
+    for name, tensor in model.named_buffers():
+        if id(tensor) not in names and name in held:
+            held[name].copy_(tensor.detach())
+
+
+def _accumulated(
+    own: dict[str, torch.Tensor],
+    trainable: Sequence[str],
+    grads: Sequence[torch.Tensor | None],
+    received: dict[str, int],
+) -> list[torch.Tensor]:
+    """Gradients as autograd would leave them in `.grad`: one storage each, in the parameter's layout."""
+    outputs: list[torch.Tensor] = []
+    seen: set[int] = set()
+    for name, grad in zip(trainable, grads, strict=True):
+        if grad is None:
+            continue
+        if grad.layout != torch.strided:
+            raise CaptureError(f"the gradient of {name} is sparse", "build its embedding with sparse=False")
+        storage = grad.untyped_storage()._cdata
+        if storage in seen or grad.stride() != own[name].stride() or grad.untyped_storage().nbytes() != _nbytes(grad):
+            grad = torch.empty_like(own[name]).copy_(grad)
+        seen.add(storage)
+        outputs.append(grad.detach())
+        received[name] = len(outputs)
+    return outputs
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _functionalize(recorded: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: FakeTensorMode) -> fx.GraphModule:
+    def flat(*tensors: torch.Tensor) -> Any:
+        return fx.Interpreter(recorded).run(*tensors)
+
+    pure = torch.func.functionalize(flat, remove="mutations")
+    with mode, torch.no_grad(), fx.traceback.preserve_node_meta():
+        graph = make_fx(pure, tracing_mode="real")(*(t.detach() for t in inputs))
+    graph.graph.eliminate_dead_code(_has_effect)
+    return graph
+
+
+def _has_effect(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output") or node.target is torch.ops.aten.copy_.default
+
+
+def _explained(error: Exception) -> Exception:
+    """The user's own line for what cannot be traced; anything else as it was."""
+    if isinstance(error, (CaptureError, UsageError)):
+        return error
+    cause: BaseException | None = error
+    place = None
+    while cause is not None and place is None:
+        place = user_frame(cause.__traceback__)
+        cause = cause.__cause__
+    dynamic = isinstance(error, DynamicOutputShapeException) or "data-dependent" in f"{type(error)} {error}".lower()
+    dynamic = dynamic or type(error).__name__.startswith(("DataDependent", "GuardOnDataDependent"))
+    dynamic = dynamic or "item() on" in str(error) or "Tensor.is_nonzero" in str(error)
+    if dynamic:
+        return CaptureError(
+            f"the step depends on the data in a tensor: {place or error}",
+            "a plan fixes every operator and shape before the run, so Python must not read tensor values",
+            "use torch.where or a mask instead of a branch, keep values in tensors instead of .item(), or pad",
+        )
+    return CaptureError(f"the step failed while it was traced: {type(error).__name__}: {error}", f"at {place}")

@@ -1,0 +1,1 @@
+"""Errors and units that every room shares."""

@@ -1,0 +1,63 @@
+"""What a user can get wrong, as exceptions.
+
+    GradbaseError                  base: a code, what is wrong, what to do
+    ├── UsageError                 a flag, an argument or a recipe is not as it must be
+    ├── CaptureError               the step cannot be traced (data-dependent control flow, ...)
+    ├── InfeasibleError            no plan fits the budget; carries the least bytes and the operator
+    ├── CatalogError               the catalogue cannot be used
+    ├── PageError                  the slow tier failed (disk full, not writable, ...)
+    └── StepError                  a planned step failed while it ran
+
+Every message has one shape: `[code] what is wrong`, then indented lines that say what was expected and
+what to do. Our own mistakes are assertions, not exceptions.
+"""
+
+from __future__ import annotations
+
+
+class GradbaseError(Exception):
+    """An error a user can act on.
+
+    `code` is a short stable name, `problem` one sentence, `remedies` what to do about it.
+    """
+
+    code = "error"
+
+    def __init__(self, problem: str, *remedies: str) -> None:
+        super().__init__(problem, *remedies)
+        self.problem = problem
+        self.remedies = remedies
+
+    def __str__(self) -> str:
+        return "\n  ".join((f"[{self.code}] {self.problem}", *self.remedies))
+
+
+class UsageError(GradbaseError):
+    code = "usage"
+
+
+class CaptureError(GradbaseError):
+    code = "capture"
+
+
+class CatalogError(GradbaseError):
+    code = "catalog"
+
+
+class PageError(GradbaseError):
+    code = "page"
+
+
+class StepError(GradbaseError):
+    code = "step"
+
+
+class InfeasibleError(GradbaseError):
+    """No plan fits. `least_bytes` is the smallest budget a plan was found for, `operator` what needs it."""
+
+    code = "budget-infeasible"
+
+    def __init__(self, problem: str, *remedies: str, least_bytes: int, operator: str) -> None:
+        super().__init__(problem, *remedies)
+        self.least_bytes = least_bytes
+        self.operator = operator

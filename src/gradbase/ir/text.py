@@ -117,21 +117,22 @@ def _physical_lines(plan: PhysicalPlan, logical: LogicalPlan | None) -> Iterator
     for source, count in plan.estimates:
         yield f"estimate {_text(source)} {count}"
     for life in plan.lives:
-        yield _commented(_life_line(life), logical and _text(logical.storages[life.storage].name))
+        yield _life_line(life) + _comment(logical, storage=life.storage)
     for index, instruction in enumerate(plan.instructions):
-        yield _commented(f"{index}: {_instruction_words(instruction)}", logical and _about(plan, logical, instruction))
+        if isinstance(instruction, Compute):
+            comment = _comment(logical, operator=instruction.operator)
+        else:
+            comment = _comment(logical, storage=plan.lives[instruction.life].storage)
+        yield f"{index}: {_instruction_words(instruction)}{comment}"
     for decision in plan.decisions:
-        yield _commented(_decision_line(decision), logical and _text(logical.storages[decision.storage].name))
+        yield _decision_line(decision) + _comment(logical, storage=decision.storage)
 
 
-def _commented(line: str, comment: str | None) -> str:
-    return f"{line}  # {comment}" if comment else line
-
-
-def _about(plan: PhysicalPlan, logical: LogicalPlan, instruction: Instruction) -> str:
-    if isinstance(instruction, Compute):
-        return _text(logical.operators[instruction.operator].name)
-    return _text(logical.storages[plan.lives[instruction.life].storage].name)
+def _comment(logical: LogicalPlan | None, *, operator: int = -1, storage: int = -1) -> str:
+    if logical is None:
+        return ""
+    name = logical.storages[storage].name if operator == -1 else logical.operators[operator].name
+    return f"  # {_text(name)}"
 
 
 def _life_line(life: Life) -> str:

@@ -119,13 +119,17 @@ def _physical_lines(plan: PhysicalPlan, logical: LogicalPlan | None) -> Iterator
     for life in plan.lives:
         yield _life_line(life) + _comment(logical, storage=life.storage)
     for index, instruction in enumerate(plan.instructions):
-        if isinstance(instruction, Compute):
-            comment = _comment(logical, operator=instruction.operator)
-        else:
-            comment = _comment(logical, storage=plan.lives[instruction.life].storage)
-        yield f"{index}: {_instruction_words(instruction)}{comment}"
+        yield f"{index}: {_instruction_words(instruction)}{_about(plan, logical, instruction)}"
     for decision in plan.decisions:
         yield _decision_line(decision) + _comment(logical, storage=decision.storage)
+
+
+def _about(plan: PhysicalPlan, logical: LogicalPlan | None, instruction: Instruction) -> str:
+    if logical is None:
+        return ""
+    if isinstance(instruction, Compute):
+        return _comment(logical, operator=instruction.operator)
+    return _comment(logical, storage=plan.lives[instruction.life].storage)
 
 
 def _comment(logical: LogicalPlan | None, *, operator: int = -1, storage: int = -1) -> str:

@@ -1,16 +1,24 @@
 """The buffer manager's hands: arena, page file, pager, planned frames. See README.md for the rules."""
 
 from gradbase.buffer._arena import Arena, DeviceArena, FrameSource
+from gradbase.buffer._frames import Allocation, AllocationLog, Expectation, Frames, load_frames
 from gradbase.buffer._pagefile import PageFile
 from gradbase.buffer._pager import Pager, PagerProtocol, PagerStatistics, Traffic
+from gradbase.buffer._tier import measure_tier
 
 __all__ = [
+    "Allocation",
+    "AllocationLog",
     "Arena",
     "DeviceArena",
+    "Expectation",
     "FrameSource",
+    "Frames",
     "PageFile",
     "Pager",
     "PagerProtocol",
     "PagerStatistics",
     "Traffic",
+    "load_frames",
+    "measure_tier",
 ]

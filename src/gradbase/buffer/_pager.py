@@ -188,6 +188,9 @@ class _Direction:
         self.stall_us += (time.perf_counter() - began) * 1e6
         self.stalls += 1
 
+    def idle(self) -> bool:
+        return all(ticket.done for ticket in self.outstanding.values())
+
     def traffic(self) -> Traffic:
         return Traffic(
             transfers=sum(worker.transfers for worker in self.workers),
@@ -249,6 +252,10 @@ class Pager:
             self._out.wait(key)
         if key in self._in.outstanding:
             self._in.wait(key)
+
+    def idle(self) -> bool:
+        """Whether everything that was started is done (it still has to be waited for)."""
+        return self._out.idle() and self._in.idle()
 
     def drain(self) -> None:
         """Block until no I/O thread touches any frame, and forget all transfers; the pager can be used again.

@@ -1,0 +1,231 @@
+"""The step as the search sees it: positions, uses, gaps between uses, and what may be done in each gap.
+
+Position p (0 .. n - 1) is the p-th operator of the chosen order; position n is the end of the step, at which the
+results are "read". A *gap* lies between two consecutive uses of one arena storage; a *spill* is the gap of optimizer
+state around the step's end, from its update to the next step's update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gradbase.ir.costs import Costs, Tier
+from gradbase.ir.logical import LogicalPlan, Operator
+
+INFINITE_US = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Positions strictly between `after` and `before`, where `storage` is not used. Costs in µs, inf: impossible.
+
+    `out_us` and `in_us` are how long the transfers take; `recompute_us` is the producer's time with everything that
+    is dead by then and has to be recomputed first. For a spill both positions are the update's.
+    """
+
+    id: int
+    storage: int
+    after: int
+    before: int
+    nbytes: int
+    page_us: float
+    recompute_us: float
+    out_us: float
+    in_us: float
+    spill: bool = False
+
+
+@dataclass(slots=True)
+class Problem:
+    """A logical plan in a chosen order. Lists are indexed by position, operator id or storage id as their comment says."""
+
+    logical: LogicalPlan
+    costs: Costs
+    order: list[int]  # position -> operator id
+    position: list[int]  # operator id -> position
+    time_us: list[float]  # operator id
+    arena: list[bool]  # storage id: not external
+    nbytes: list[int]  # storage id
+    producer: list[int]  # storage id -> operator id, -1 for external ones
+    reads: list[tuple[int, ...]]  # operator id -> arena storages it reads
+    writes: list[tuple[int, ...]]  # operator id -> arena storages it writes
+    uses: list[list[int]]  # storage id -> positions, ascending
+    mutations: list[list[int]]  # storage id -> positions, ascending
+    expiry: list[int]  # operator id -> last position before which it may run again; -1 never
+    tier: Tier | None
+    inplace: bool
+    gaps: list[Gap] = field(default_factory=list)
+    gaps_of: list[list[int]] = field(default_factory=list)  # storage id -> gap after its i-th use
+    spill_of: dict[int, int] = field(default_factory=dict)  # state storage -> gap id
+    resident_bytes: int = 0  # external storages that never leave
+    scratch_bytes: int = 0
+
+    @property
+    def end(self) -> int:
+        return len(self.order)
+
+    @property
+    def total_us(self) -> float:
+        return sum(self.time_us)
+
+    def capacity_bytes(self, budget_bytes: int) -> int:
+        """What lives in the arena, and state that could be spilled, may occupy."""
+        return budget_bytes - self.resident_bytes - self.scratch_bytes
+
+    def reads_at(self, position: int) -> Sequence[int]:
+        """Arena storages that must be resident at a position."""
+        if position == self.end:
+            return [s for s in self.logical.results if self.arena[s]]
+        return self.reads[self.order[position]]
+
+    def may_rerun(self, operator: int, position: int) -> bool:
+        """Whether everything the operator read still has the contents it had, just before `position`."""
+        return position <= self.expiry[operator]
+
+    def may_recompute(self, storage: int, position: int) -> bool:
+        """Whether running the producer again gives the contents the storage should have before `position`."""
+        mutations = self.mutations[storage]
+        return self.may_rerun(self.producer[storage], position) and (not mutations or position <= mutations[0])
+
+
+def build_problem(
+    logical: LogicalPlan, costs: Costs, order: list[int], *, inplace: bool, recompute: bool, page: bool, spill: bool
+) -> Problem:
+    """Index a logical plan for the search. The last four switch off what a plan may use."""
+    position = [0] * len(order)
+    for index, operator in enumerate(order):
+        position[operator] = index
+    arena = [not s.external for s in logical.storages]
+    mutations = _mutations(logical, position)
+    problem = Problem(
+        logical=logical,
+        costs=costs,
+        order=order,
+        position=position,
+        time_us=[e.time_us for e in costs.operators],
+        arena=arena,
+        nbytes=[s.nbytes for s in logical.storages],
+        producer=_producers(logical),
+        reads=[tuple(dict.fromkeys(s for s in (*o.reads, *o.mutates) if arena[s])) for o in logical.operators],
+        writes=[tuple(s for s in o.writes if arena[s]) for o in logical.operators],
+        uses=_uses(logical, position),
+        mutations=mutations,
+        expiry=[_expiry(o, position[o.id], mutations, len(order)) if recompute else -1 for o in logical.operators],
+        tier=costs.tier if page or spill else None,
+        inplace=inplace,
+        scratch_bytes=max((e.scratch_bytes for e in costs.operators), default=0),
+    )
+    _add_gaps(problem, page)
+    if spill and problem.tier is not None:
+        _add_spills(problem)
+    problem.resident_bytes = sum(s.nbytes for s in logical.storages if s.external and s.id not in problem.spill_of)
+    return problem
+
+
+def transfer_us(tier: Tier, nbytes: int, direction: str) -> float:
+    """How long one transfer occupies its channel, alone."""
+    bandwidth = tier.write_bytes_per_us if direction == "out" else tier.read_bytes_per_us
+    return tier.latency_us + nbytes / bandwidth
+
+
+def round_up(nbytes: int, alignment: int) -> int:
+    return -(-nbytes // alignment) * alignment
+
+
+def _producers(logical: LogicalPlan) -> list[int]:
+    producer = [-1] * len(logical.storages)
+    for operator in logical.operators:
+        for storage in operator.writes:
+            producer[storage] = operator.id
+    return producer
+
+
+def _mutations(logical: LogicalPlan, position: list[int]) -> list[list[int]]:
+    mutations: list[list[int]] = [[] for _ in logical.storages]
+    for operator in logical.operators:
+        for storage in operator.mutates:
+            mutations[storage].append(position[operator.id])
+    for positions in mutations:
+        positions.sort()
+    return mutations
+
+
+def _uses(logical: LogicalPlan, position: list[int]) -> list[list[int]]:
+    uses: list[set[int]] = [set() for _ in logical.storages]
+    for operator in logical.operators:
+        for storage in (*operator.reads, *operator.writes, *operator.mutates):
+            uses[storage].add(position[operator.id])
+    for storage in logical.results:
+        uses[storage].add(len(position))
+    return [sorted(positions) for positions in uses]
+
+
+def _expiry(operator: Operator, position: int, mutations: list[list[int]], end: int) -> int:
+    if not operator.recomputable or operator.mutates:
+        return -1
+    return min((m for s in operator.reads for m in mutations[s] if m > position), default=end)
+
+
+def _add_gaps(problem: Problem, page: bool) -> None:
+    dead_cost = _DeadChain(problem)
+    for storage, uses in enumerate(problem.uses):
+        ids: list[int] = []
+        if problem.arena[storage]:
+            for after, before in zip(uses, uses[1:], strict=False):
+                ids.append(len(problem.gaps))
+                problem.gaps.append(_gap(problem, len(problem.gaps), storage, after, before, page, dead_cost))
+        problem.gaps_of.append(ids)
+
+
+def _gap(
+    problem: Problem, gap_id: int, storage: int, after: int, before: int, page: bool, dead_cost: _DeadChain
+) -> Gap:
+    nbytes, tier = problem.nbytes[storage], problem.tier
+    out_us = in_us = page_us = INFINITE_US
+    if page and tier is not None and nbytes >= tier.alignment_bytes:
+        out_us, in_us = transfer_us(tier, nbytes, "out"), transfer_us(tier, nbytes, "in")
+        page_us = tier.compute_tax * (out_us + in_us)
+    cost = dead_cost.of(storage, before)
+    return Gap(gap_id, storage, after, before, nbytes, page_us, cost, out_us, in_us)
+
+
+class _DeadChain:
+    """What recomputing a storage costs when everything that has a later use was kept."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def of(self, storage: int, position: int) -> float:
+        """Time in µs, inf when something on the way cannot run again or the way is very long."""
+        problem = self.problem
+        seen: set[int] = set()
+        stack, total = [storage], 0.0
+        while stack:
+            current = stack.pop()
+            operator = problem.producer[current]
+            if operator in seen:
+                continue
+            if not problem.may_recompute(current, position) or len(seen) > 200:
+                return INFINITE_US
+            seen.add(operator)
+            total += problem.time_us[operator]
+            stack.extend(s for s in problem.reads[operator] if problem.uses[s][-1] < position)
+        return total
+
+
+def _add_spills(problem: Problem) -> None:
+    tier = problem.tier
+    assert tier is not None
+    for storage in problem.logical.storages:
+        uses = problem.uses[storage.id]
+        lonely = len(uses) == 1 and problem.mutations[storage.id] == uses and storage.id not in problem.logical.results
+        if storage.kind != "state" or not lonely or storage.nbytes < tier.alignment_bytes:
+            continue
+        out_us, in_us = transfer_us(tier, storage.nbytes, "out"), transfer_us(tier, storage.nbytes, "in")
+        cost = tier.compute_tax * (out_us + in_us)
+        gap = Gap(
+            len(problem.gaps), storage.id, uses[0], uses[0], storage.nbytes, cost, INFINITE_US, out_us, in_us, spill=True
+        )
+        problem.spill_of[storage.id] = gap.id
+        problem.gaps.append(gap)

@@ -1,6 +1,7 @@
 """The buffer manager's hands: arena, page file, pager, planned frames. See README.md for the rules."""
 
 from gradbase.buffer._arena import Arena, DeviceArena, FrameSource
+from gradbase.buffer._cuda import CudaPager
 from gradbase.buffer._frames import Allocation, AllocationLog, Expectation, Frames, load_frames
 from gradbase.buffer._pagefile import PageFile
 from gradbase.buffer._pager import Pager, PagerProtocol, PagerStatistics, Traffic
@@ -10,6 +11,7 @@ __all__ = [
     "Allocation",
     "AllocationLog",
     "Arena",
+    "CudaPager",
     "DeviceArena",
     "Expectation",
     "FrameSource",

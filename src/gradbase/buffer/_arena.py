@@ -114,7 +114,7 @@ class Arena:
 
     def _mapping(self, offset: int, nbytes: int) -> mmap.mmap:
         assert self._map is not None, "the arena is closed"
-        assert 0 <= offset and 0 <= nbytes and offset + nbytes <= self.nbytes, "the frame lies outside the arena"
+        assert offset >= 0 and nbytes >= 0 and offset + nbytes <= self.nbytes, "the frame lies outside the arena"
         return self._map
 
 
@@ -140,7 +140,7 @@ class DeviceArena:
 
     def memory(self, offset: int, nbytes: int) -> torch.Tensor:
         """Bytes [offset, offset + nbytes) as a uint8 tensor, for a pager."""
-        assert 0 <= offset and offset + nbytes <= self.nbytes, "the frame lies outside the arena"
+        assert offset >= 0 and offset + nbytes <= self.nbytes, "the frame lies outside the arena"
         return self._whole()[offset : offset + nbytes]
 
     storage = memory

@@ -108,7 +108,7 @@ class PageFile:
     def _check(self, offset: int, memory: memoryview) -> None:
         assert self._fd >= 0, "the page file is closed"
         assert offset % ALIGNMENT_BYTES == 0, "a page starts on a multiple of 4096 in its file"
-        assert 0 <= offset and offset + len(memory) <= self.nbytes, "the page lies outside its file"
+        assert offset >= 0 and offset + len(memory) <= self.nbytes, "the page lies outside its file"
         assert memory.itemsize == 1 and memory.c_contiguous
 
     def _straight_bytes(self, memory: memoryview) -> int:

@@ -1,0 +1,1 @@
+"""gradbase beside eager PyTorch and its memory savers: `python -m benchmarks.run`."""

@@ -1,0 +1,171 @@
+"""One system on one recipe in a process of its own; prints one JSON line.
+
+    python -m benchmarks.worker RECIPE SYSTEM --steps 5 [--memory]
+
+Run by `benchmarks.run`, which starts the memory runs with `benchmarks.memory.ENVIRONMENT` and the time runs without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from benchmarks import memory, systems
+
+WARM_UP_STEPS = 2  # the first makes the optimizer's state and the kernels' caches, the second settles the allocator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One system on one recipe; prints one JSON line.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("system")
+    parser.add_argument("--steps", type=int, default=WARM_UP_STEPS + 3)
+    parser.add_argument("--memory", action="store_true", help="measure the peak; times then mean nothing")
+    arguments = parser.parse_args()
+    if arguments.steps <= WARM_UP_STEPS:
+        parser.error(f"--steps must be above {WARM_UP_STEPS}, the steps that warm up")
+    recipe = load(arguments.recipe)
+    with contextlib.redirect_stdout(sys.stderr):
+        measure = measure_memory if arguments.memory else measure_time
+        row = measure(recipe, arguments.system, arguments.steps)
+    print(json.dumps({"recipe": arguments.recipe.stem, "system": arguments.system, **row}))
+
+
+def load(path: Path) -> ModuleType:
+    """The recipe in the file `path`, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{path} is not a Python file")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
+
+
+def measure_time(recipe: ModuleType, system: str, steps: int) -> dict[str, Any]:
+    """Losses, the hash of the final parameters, and the median time of the steps after the warm-up, in µs."""
+    torch.manual_seed(0)
+    model = recipe.model()
+    optimizer = recipe.optimizer(model)
+    feed, first = peeked(recipe.batches())
+    started = time.perf_counter()
+    step = systems.build(system, recipe, model, optimizer, first)
+    build_s = time.perf_counter() - started
+    losses, times_us = [], []
+    for _ in range(steps):
+        batch = next(feed)
+        started = time.perf_counter()
+        value = step(batch)
+        times_us.append((time.perf_counter() - started) * 1e6)
+        losses.append(value.item())
+    return {
+        "step_time_us": statistics.median(times_us[WARM_UP_STEPS:]),
+        "first_step_s": times_us[0] / 1e6,
+        "build_s": build_s,
+        "losses": losses,
+        **hashes(model),
+        **predictions(step),
+    }
+
+
+def measure_memory(recipe: ModuleType, system: str, steps: int) -> dict[str, Any]:
+    """The peak of the last step, above the process's own baseline.
+
+    The baseline is what is resident before the first step, less the tensors that are there by then: the
+    interpreter, torch, warmed kernels, the compiled code or plan. `peak_bytes` is above that: parameters,
+    state, gradients, activations, workspace. `above_state_bytes` leaves out parameters, buffers and optimizer state.
+    """
+    warm_kernels(recipe)
+    torch.manual_seed(0)
+    model = recipe.model()
+    optimizer = recipe.optimizer(model)
+    feed, batch = peeked(recipe.batches())
+    before_build = memory.settled_bytes() - tensor_bytes(model, optimizer, batch)
+    step = systems.build(system, recipe, model, optimizer, batch)
+    baseline = memory.settled_bytes() - tensor_bytes(model, optimizer, batch)
+    del batch
+    for _ in range(steps):
+        batch = next(feed)
+        memory.reset_peak()
+        step(batch)
+    peak = memory.peak_bytes() - baseline
+    return {
+        "peak_bytes": peak,
+        "above_state_bytes": peak - tensor_bytes(model, optimizer, batch),
+        "state_bytes": tensor_bytes(model, optimizer, None),
+        "build_bytes": baseline - before_build,
+        **predictions(step),
+    }
+
+
+def warm_kernels(recipe: ModuleType) -> None:
+    """One eager step on a model that is thrown away: thread pools, primitive caches, lazy imports."""
+    model = recipe.model()
+    step = systems.build("eager", recipe, model, recipe.optimizer(model), None)
+    step(next(iter(recipe.batches())))
+
+
+def peeked(batches: Any) -> tuple[Iterator[Any], Any]:
+    """An iterator over all of `batches`, and the first of them."""
+    feed = iter(batches)
+    first = next(feed)
+
+    def replay() -> Iterator[Any]:
+        nonlocal first
+        yield first
+        first = None
+        yield from feed
+
+    return replay(), first
+
+
+def tensor_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> int:
+    """Bytes of parameters, buffers, optimizer state and the batch; shared storages count once."""
+    leaves = tree_leaves([list(model.parameters()), list(model.buffers()), list(optimizer.state.values()), batch])
+    storages = {leaf.untyped_storage().data_ptr(): leaf for leaf in leaves if isinstance(leaf, torch.Tensor)}
+    return sum(leaf.untyped_storage().nbytes() for leaf in storages.values())
+
+
+def hashes(model: torch.nn.Module) -> dict[str, str]:
+    """SHA-256 over raw bytes in the order of sorted names: of parameters, and of the whole state dict."""
+    return {
+        "parameters_sha256": _sha256(dict(model.named_parameters())),
+        "state_sha256": _sha256(model.state_dict()),
+    }
+
+
+def _sha256(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def predictions(step: Any) -> dict[str, Any]:
+    """What gradbase said beforehand; nothing for the other systems."""
+    plan = getattr(step, "plan", None)
+    if plan is None:
+        return {}
+    return {
+        "budget_bytes": plan.budget_bytes,
+        "predicted_peak_bytes": plan.predicted_peak_bytes,
+        "predicted_time_us": plan.predicted_time_us,
+        "lower_bound_time_us": plan.lower_bound_time_us,
+        "planning_s": plan.planning_s,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -84,6 +84,7 @@ class CudaPager:
             return
         self._closed = True
         self.drain()
+        self._host = self._host.new_empty(0)
         _unpin(self._arena)
         self._arena.close()
 

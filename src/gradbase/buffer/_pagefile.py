@@ -198,7 +198,7 @@ def _open_reserved(directory: Path, nbytes: int) -> int:
     except OSError as error:
         raise _unusable(directory, error) from error
     try:
-        _reserve(fd, nbytes)
+        _reserve(fd, nbytes, directory)
     except OSError as error:
         os.close(fd)
         raise _no_room(directory, nbytes, error) from error
@@ -217,13 +217,21 @@ def _open_unnamed(directory: Path) -> int:
     return fd
 
 
-def _reserve(fd: int, nbytes: int) -> None:
+def _reserve(fd: int, nbytes: int, directory: Path) -> None:
+    """Ask before taking: reserving more than there is fills the disk for everyone until it fails."""
     if nbytes == 0:
         return
+    if nbytes > _free_bytes(directory):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fd, 0, nbytes)
     else:
         os.ftruncate(fd, nbytes)
+
+
+def _free_bytes(directory: Path) -> int:
+    state = os.statvfs(directory)
+    return state.f_bavail * state.f_frsize
 
 
 def _unusable(directory: Path, error: OSError) -> PageError:
@@ -234,10 +242,9 @@ def _unusable(directory: Path, error: OSError) -> PageError:
 
 
 def _no_room(directory: Path, nbytes: int, error: OSError) -> PageError:
-    state = os.statvfs(directory)
     return PageError(
         f"the page file needs {format_bytes(nbytes)} in {directory}: {error.strerror} (errno {error.errno})",
-        f"{format_bytes(state.f_bavail * state.f_frsize)} are free there",
+        f"{format_bytes(_free_bytes(directory))} are free there",
         "free space, name another directory for the page file, or plan with a larger memory budget",
     )
 

@@ -115,7 +115,7 @@ class Catalog:
 
     def record_run(self, run: RunRecord) -> None:
         """Add a finished run to the history."""
-        values = tuple(getattr(run, name) for name in RUNS.column_names if name != "id")
+        values = tuple(_storable(getattr(run, name)) for name in RUNS.column_names if name != "id")
         self._database.write(lambda connection: connection.execute(RUNS.insert_sql(replace=False), values))
 
     def record_profile(self, device: str, threads: int, document: str) -> None:
@@ -150,6 +150,11 @@ def _lookup(
             entry = _decode(row)
             found[entry.signature] = entry
     return found
+
+
+def _storable(value: Any) -> Any:
+    """A file name that is not valid UTF-8 reaches Python as surrogates, which SQLite does not take."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _chunks(keys: Iterable[str]) -> Iterator[tuple[str, ...]]:

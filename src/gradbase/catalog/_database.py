@@ -52,6 +52,9 @@ _ENVIRONMENT = (
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
+# What damage is met as; SQLite's complaint about a spoiled name may itself be no text.
+_TROUBLE = (sqlite3.Error, UnicodeDecodeError)
+
 Identity = tuple[int, int]  # device and inode: which file a path names at the moment
 
 
@@ -100,11 +103,11 @@ class Database:
         with self._turn:
             try:
                 return self._transact(work, begin)
-            except (sqlite3.Error, Damage) as error:
+            except (*_TROUBLE, Damage) as error:
                 self._set_aside(self._damage_in(error))
             try:
                 return self._transact(work, begin)
-            except (sqlite3.Error, Damage) as error:
+            except (*_TROUBLE, Damage) as error:
                 raise unusable(self.path, f"a new one is damaged too ({self._damage_in(error)})") from error
 
     def _transact(self, work: Callable[[sqlite3.Connection], _T], begin: str) -> _T:
@@ -141,7 +144,7 @@ class Database:
                 self._connection.close()
         self._connection = None
 
-    def _damage_in(self, error: sqlite3.Error | Damage) -> str:
+    def _damage_in(self, error: Exception) -> str:
         """What is wrong with the file; raises CatalogError when the trouble is not the file's."""
         if isinstance(error, sqlite3.Error) and is_environment(error):
             raise unusable(self.path, error) from error
@@ -241,7 +244,7 @@ def _exclusive(path: Path) -> Iterator[None]:
     """Hold the lock under which files are made and moved."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = sqlite3.connect(f"{path}.lock", timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        lock = sqlite3.connect(path.with_name(f"{path.name}.lock"), timeout=BUSY_TIMEOUT_S, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise unusable(path, error) from error
     try:

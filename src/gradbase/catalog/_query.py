@@ -24,8 +24,7 @@ _UNKNOWN_NAME = re.compile(r"no such (?:table|column): (?:\w+\.)?(\w+)")
 def run_query(path: Path, sql: str) -> QueryResult:
     """Column names and rows of one SELECT, on a connection of its own that SQLite holds to reading.
 
-    Raises UsageError with SQLite's words for what is wrong with `sql`; lets sqlite3 errors pass that are not
-    the query's fault.
+    Raises UsageError with SQLite's words for what is wrong with `sql`; lets errors pass that are not its fault.
     """
     refused: list[int] = []
 
@@ -41,7 +40,9 @@ def run_query(path: Path, sql: str) -> QueryResult:
         reader.set_authorizer(authorize)
         try:
             return _fetch(reader, sql)
-        except (sqlite3.Error, sqlite3.Warning) as error:
+        except UnicodeDecodeError:
+            raise  # out of a spoiled file; the other ValueErrors are of the query's own text
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             if refused or _READ_ONLY in str(error):
                 raise UsageError("a query may only read the catalogue", "expected one SELECT", *_tables()) from error
             if isinstance(error, sqlite3.Error) and (is_environment(error) or type(error) is sqlite3.DatabaseError):

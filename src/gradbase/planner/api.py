@@ -19,9 +19,6 @@ from gradbase.planner.search import Candidate, Deadline, Search
 
 Progress = Callable[[str], None]
 
-_NO_LIMIT = 1 << 62
-
-
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
     """One point of memory against time. Times in µs, for the whole step."""
@@ -78,7 +75,7 @@ def curve(
     time_limit_s: float = 30.0,
     on_progress: Progress | None = None,
 ) -> tuple[CurvePoint, ...]:
-    """Budget against predicted time, from the least budget that is feasible to unlimited; time never rises with budget."""
+    """Budget against predicted time, from the least feasible to unlimited. Time never rises with the budget."""
     session = _Session(logical, costs, rules, on_progress)
     share_s = time_limit_s / (points + 1)
     unlimited = session.find(None, share_s)
@@ -117,16 +114,16 @@ class _Session:
         self.least_candidate: Candidate | None = None
 
     def search(self, budget_bytes: int, time_limit_s: float) -> Search:
-        deadline = Deadline(time.monotonic() + time_limit_s)
-        search = Search(self.problem, self.problem.capacity_bytes(budget_bytes), deadline)
         self.tell(f"searching a plan for {format_bytes(budget_bytes)}")
+        capacity, bound = self.problem.capacity_bytes(budget_bytes), lower_bound_us(self.problem, budget_bytes)
+        search = Search(self.problem, capacity, Deadline(time.monotonic() + time_limit_s), bound)
         search.run()
         return search
 
     def find(self, budget_bytes: int | None, time_limit_s: float) -> Candidate:
         """A candidate within the budget. Raises InfeasibleError."""
         if budget_bytes is None:
-            return Search(self.problem, _NO_LIMIT, Deadline(0.0)).keep_everything()
+            return Search(self.problem, 0, Deadline(0.0)).keep_everything()
         best = self.search(budget_bytes, time_limit_s).best
         if best is None:
             least, operator = self.least(time_limit_s)
@@ -136,10 +133,10 @@ class _Session:
         return best
 
     def least(self, time_limit_s: float) -> tuple[int, int]:
-        search = self.search(0, time_limit_s)
-        candidate = search.least
-        assert candidate is not None
-        self.least_candidate = candidate
+        if self.least_candidate is None:
+            self.tell("searching the least memory")
+            self.least_candidate = Search(self.problem, 0, Deadline(time.monotonic() + time_limit_s)).shrink()
+        candidate = self.least_candidate
         return self.total_bytes(candidate), self.problem.order[self.peak_position(candidate)]
 
     def peak_position(self, candidate: Candidate) -> int:

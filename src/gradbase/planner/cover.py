@@ -22,7 +22,7 @@ _SCALE = 1 / 2**20  # rows in MiB, so that coefficients stay near one
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something to give up: positions `low` .. `high` (inclusive; two spans for a spill), bytes freed there, cost in µs."""
+    """Something to give up: the bytes it frees at the positions of its inclusive spans, and its cost in µs."""
 
     spans: tuple[tuple[int, int], ...]
     nbytes: int

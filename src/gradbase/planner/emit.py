@@ -7,7 +7,7 @@ from collections import Counter
 from gradbase.ir.physical import Action, Await, Compute, Decision, Instruction, Life, PageIn, PageOut, PhysicalPlan
 from gradbase.planner.problem import Gap, Problem, round_up
 from gradbase.planner.search import Candidate
-from gradbase.planner.transfers import AWAIT_IN, AWAIT_OUT, COMPUTE, IN, OUT
+from gradbase.planner.transfers import AWAIT_IN, AWAIT_OUT, COMPUTE, IN, OUT, gap_costs
 from gradbase.planner.walk import KEEP, PAGE
 
 
@@ -78,29 +78,12 @@ def _page_file_bytes(problem: Problem, candidate: Candidate, spilled: tuple[int,
 
 def _decisions(problem: Problem, candidate: Candidate) -> tuple[Decision, ...]:
     """One for every gap that was given up, with what it costs in this plan."""
-    costs = _gap_costs(problem, candidate)
+    costs = gap_costs(problem, candidate.timeline)
     return tuple(
         _decision(problem, gap, candidate.choice.action[gap.id] == PAGE, costs.get(gap.id, 0.0))
         for gap in problem.gaps
         if candidate.choice.action[gap.id] != KEEP
     )
-
-
-def _gap_costs(problem: Problem, candidate: Candidate) -> dict[int, float]:
-    """µs per gap: tax and stalls of its transfers, and the runs that it caused."""
-    line, costs = candidate.timeline, Counter[int]()
-    tax = problem.tier.compute_tax if problem.tier else 0.0
-    for stay, life in enumerate(line.walk.stays):
-        stall = line.stall_us.get(stay, 0.0)
-        if life.out:
-            costs[life.next_gap] += tax * problem.gaps[life.next_gap].out_us + stall * (life.origin != "page-in")
-        if life.origin == "page-in":
-            gap = life.gap if life.gap >= 0 else life.blamed_on
-            costs[gap] += stall + (tax * problem.gaps[gap].in_us if gap >= 0 else 0.0)
-    for run in line.walk.runs:
-        if run.run:
-            costs[run.cause] += problem.time_us[run.operator]
-    return dict(costs)
 
 
 def _decision(problem: Problem, gap: Gap, paged: bool, cost_us: float) -> Decision:

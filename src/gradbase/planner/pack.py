@@ -8,6 +8,7 @@ out at the top are placed earlier next time (squeaky wheel).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,55 +16,65 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 
+# Blocks placed, over all tries, before the best packing so far is taken.
+_PLACEMENTS = 25_000
+
+
 def pack(
-    born: Sequence[int], dies: Sequence[int], nbytes: Sequence[int], alignment: Sequence[int], enough: int, tries: int
+    born: Sequence[int], dies: Sequence[int], nbytes: Sequence[int], alignment: Sequence[int], enough: int
 ) -> tuple[list[int], int]:
     """Offsets of blocks alive from `born` to `dies` (inclusive), and the arena's size.
 
-    Stops at the first packing not above `enough` bytes, or after `tries` more than the four first orders.
+    Stops at the first packing not above `enough` bytes, or of no more than are alive at one time.
     """
     if not nbytes:
         return [], 0
     blocks = _Blocks(*(np.array(x, dtype=np.int64) for x in (born, dies, nbytes, alignment)))
     enough = max(enough, blocks.most_alive())
-    best: tuple[int, Ints, list[int]] | None = None
+    best = _first_orders(blocks, enough)
+    best = _squeak(blocks, best, enough, max(4, _PLACEMENTS // len(nbytes) - 2 * len(blocks.orders())))
+    return [int(x) for x in best.offsets], best.height
+
+
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    height: int
+    offsets: Ints
+    order: list[int]
+    tight: bool
+
+
+def _first_orders(blocks: _Blocks, enough: int) -> _Packing:
+    best: _Packing | None = None
     for order in blocks.orders():
-        best = _better(best, blocks.place(order), order)
-        if best[0] <= enough:
-            break
+        for tight in (True, False):
+            packing = blocks.place(order, tight)
+            if best is None or packing.height < best.height:
+                best = packing
+            if best.height <= enough:
+                return best
     assert best is not None
-    best = _squeak(blocks, best, enough, tries)
-    return [int(x) for x in best[1]], best[0]
-
-
-def _better(best: tuple[int, Ints, list[int]] | None, placed: tuple[int, Ints], order: list[int]
-            ) -> tuple[int, Ints, list[int]]:
-    if best is None or placed[0] < best[0]:
-        return placed[0], placed[1], order
     return best
 
 
-def _squeak(
-    blocks: _Blocks, best: tuple[int, Ints, list[int]], enough: int, tries: int
-) -> tuple[int, Ints, list[int]]:
-    random = np.random.default_rng(0)
-    height, offsets, order = best
+def _squeak(blocks: _Blocks, best: _Packing, enough: int, tries: int) -> _Packing:
+    random, packing = np.random.default_rng(0), best
     for _ in range(tries):
-        if best[0] <= enough:
+        if best.height <= enough:
             break
-        order = _promote(blocks, offsets, order, height, random)
-        height, offsets = blocks.place(order)
-        best = _better(best, (height, offsets), order)
-        if height > best[0] * 1.1:
-            height, offsets, order = best[0], best[1], best[2]
+        packing = blocks.place(_promote(blocks, packing, random), packing.tight)
+        if packing.height < best.height:
+            best = packing
+        if packing.height > best.height * 1.1:
+            packing = best
     return best
 
 
-def _promote(blocks: _Blocks, offsets: Ints, order: list[int], height: int, random: np.random.Generator) -> list[int]:
+def _promote(blocks: _Blocks, packing: _Packing, random: np.random.Generator) -> list[int]:
     """Move the blocks at the very top some way towards the front."""
-    top = set(np.nonzero(offsets + blocks.nbytes == height)[0].tolist())
-    order = list(order)
-    for block in sorted(top):
+    top = np.nonzero(packing.offsets + blocks.nbytes == packing.height)[0].tolist()
+    order = list(packing.order)
+    for block in top:
         at = order.index(block)
         order.insert(int(random.integers(0, at + 1)), order.pop(at))
     return order
@@ -83,34 +94,39 @@ class _Blocks:
         return int(self.alive().max())
 
     def orders(self) -> list[list[int]]:
-        born, size, length = self.born, self.nbytes, self.dies - self.born
-        peak = int(self.alive().argmax())
-        at_peak = (born <= peak) & (self.dies >= peak)
-        return [
-            np.lexsort((born, -length, -size)).tolist(),
-            np.lexsort((born, -size * (length + 1))).tolist(),
-            np.lexsort((born, -size, ~at_peak)).tolist(),
-            np.lexsort((born, -size, -length)).tolist(),
-            np.lexsort((-size, born)).tolist(),
+        """By contention (the most bytes alive during a block's life), size, length of life, and products of them."""
+        born, size, length, alive = self.born, self.nbytes, self.dies - self.born + 1, self.alive()
+        crowd = np.array([alive[b : d + 1].max() for b, d in zip(born, self.dies, strict=True)])
+        keys = [
+            (born, -size * length),
+            (born, -size, -length),
+            (born, -size * length, -crowd),
+            (born, -length, -crowd),
+            (born, -size, -crowd),
+            (born, -size * np.sqrt(length)),
+            (born, -length * np.sqrt(size)),
+            (born, -length, -size),
+            (-size, born),
         ]
+        return [np.lexsort(key).tolist() for key in keys]
 
-    def place(self, order: list[int]) -> tuple[int, Ints]:
-        """Best-fit placement in a given order: the arena's size and the offsets."""
+    def place(self, order: list[int], tight: bool) -> _Packing:
+        """Place blocks in an order: each in its tightest hole, or in its lowest."""
         count = len(order)
         low, high = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         born, dies = self.born[order], self.dies[order]
         sizes, steps = self.nbytes[order].tolist(), self.alignment[order].tolist()
         for index in range(count):
             clash = (born[:index] <= dies[index]) & (dies[:index] >= born[index])
-            low[index] = _hole(low[:index][clash], high[:index][clash], sizes[index], steps[index])
+            low[index] = _hole(low[:index][clash], high[:index][clash], sizes[index], steps[index], tight)
             high[index] = low[index] + sizes[index]
         offsets = np.empty(count, dtype=np.int64)
         offsets[order] = low
-        return int(high.max()), offsets
+        return _Packing(int(high.max()), offsets, order, tight)
 
 
-def _hole(low: Ints, high: Ints, nbytes: int, step: int) -> int:
-    """The start of the smallest hole of at least `nbytes` between occupied spans, else the end of all of them."""
+def _hole(low: Ints, high: Ints, nbytes: int, step: int, tight: bool) -> int:
+    """The start of the smallest (or the lowest) hole of `nbytes` between occupied spans, else the end of them all."""
     if not len(low):
         return 0
     by_low = np.argsort(low, kind="stable")
@@ -123,4 +139,4 @@ def _hole(low: Ints, high: Ints, nbytes: int, step: int) -> int:
     fits = np.nonzero(space >= nbytes)[0]
     if not len(fits):
         return int(start[-1])
-    return int(start[fits[np.argmin(space[fits])]])
+    return int(start[fits[np.argmin(space[fits])] if tight else fits[0]])

@@ -38,7 +38,7 @@ class Gap:
 
 @dataclass(slots=True)
 class Problem:
-    """A logical plan in a chosen order. Lists are indexed by position, operator id or storage id as their comment says."""
+    """A logical plan in a chosen order. Lists are indexed by position, operator or storage as their comment says."""
 
     logical: LogicalPlan
     costs: Costs

@@ -89,7 +89,7 @@ class _Schedule:
         return self.walk.first_run[min(position, self.problem.end)]
 
     def place_outs(self) -> None:
-        stays, clock = self.walk.stays, 0.0
+        stays, clock, back = self.walk.stays, 0.0, self.first_return()
         for stay in sorted((i for i, s in enumerate(stays) if s.out), key=lambda i: (stays[i].last, i)):
             issue = stays[stay].last + 1
             begin = max(clock, self.start[issue])
@@ -99,12 +99,13 @@ class _Schedule:
             hard = self.choice.hard_out.get(stays[stay].next_gap)
             if hard is not None:
                 slot = min(slot, self.slot_of(hard))
-            self.out_slot[stay] = max(slot, issue)
+            self.out_slot[stay] = max(min(slot, back.get(stay, slot)), issue)
 
     def place_ins(self) -> None:
         stays, limit = self.walk.stays, float("inf")
         came_from = self.previous_outs()
-        for stay in sorted((i for i, s in enumerate(stays) if s.origin == "page-in"), key=lambda i: (-stays[i].first, -i)):
+        incoming = [i for i, s in enumerate(stays) if s.origin == "page-in"]
+        for stay in sorted(incoming, key=lambda i: (-stays[i].first, -i)):
             length = self.duration(stay, "in") * LEAD
             begin = min(limit, self.start[stays[stay].first]) - length
             assert self.problem.tier is not None
@@ -115,6 +116,13 @@ class _Schedule:
             lower = max(lower, self.slot_of(self.choice.early_in.get(stays[stay].gap, 0)))
             slot = bisect_right(self.start, begin) - 1
             self.in_slot[stay] = min(max(slot, lower), stays[stay].first)
+
+    def first_return(self) -> dict[int, int]:
+        """For page-outs: the slot in which their contents are needed again, the last moment to wait for them."""
+        back: dict[int, int] = {}
+        for stay, source in self.previous_outs().items():
+            back[source] = min(back.get(source, len(self.walk.runs)), self.walk.stays[stay].first)
+        return back
 
     def before_outs(self, begin: float, length: float) -> float:
         """The latest time at or before `begin` at which a shared channel is free of page-outs for `length`."""
@@ -134,6 +142,24 @@ class _Schedule:
             if life.out:
                 written[life.storage] = stay
         return source
+
+
+def gap_costs(problem: Problem, timeline: Timeline) -> dict[int, float]:
+    """µs that each gap costs in a simulated plan: tax and stalls of its transfers, and the runs that it caused."""
+    costs: dict[int, float] = {}
+    tax = problem.tier.compute_tax if problem.tier else 0.0
+    for stay, life in enumerate(timeline.walk.stays):
+        stall = timeline.stall_us.get(stay, 0.0)
+        if life.out:
+            share = tax * problem.gaps[life.next_gap].out_us + (stall if life.origin != "page-in" else 0.0)
+            costs[life.next_gap] = costs.get(life.next_gap, 0.0) + share
+        if life.origin == "page-in":
+            gap = life.gap if life.gap >= 0 else life.blamed_on
+            costs[gap] = costs.get(gap, 0.0) + stall + (tax * problem.gaps[gap].in_us if gap >= 0 else 0.0)
+    for run in timeline.walk.runs:
+        if run.run:
+            costs[run.cause] = costs.get(run.cause, 0.0) + problem.time_us[run.operator]
+    return costs
 
 
 def _steps(walk: Walk, in_slot: dict[int, int], out_slot: dict[int, int]) -> tuple[list[tuple[int, int]], list[int]]:
@@ -170,7 +196,7 @@ def _lifetimes(walk: Walk, steps: list[tuple[int, int]], run_step: list[int]) ->
 
 
 def _sizes(problem: Problem, walk: Walk) -> list[int]:
-    """Bytes a stay occupies: rounded for direct I/O when it is transferred, and one size for stays that share a frame."""
+    """Bytes a stay occupies: rounded for direct I/O when transferred, and one size for all that share a frame."""
     page = problem.tier.alignment_bytes if problem.tier else 64
     sizes = [
         round_up(problem.nbytes[s.storage], page if s.out or s.origin == "page-in" else 64) for s in walk.stays

@@ -32,12 +32,20 @@ class Choice:
     def copy(self) -> Choice:
         return Choice(list(self.action), dict(self.early_in), dict(self.hard_out), set(self.lone), self.room_bytes)
 
+    def forget(self, gap: int) -> None:
+        """Keep the gap again, with nothing left of how it was given up."""
+        self.action[gap] = KEEP
+        self.early_in.pop(gap, None)
+        self.hard_out.pop(gap, None)
+        self.lone.discard(gap)
+
 
 @dataclass(slots=True)
 class Stay:
     """A life before it has an address, in indices of runs: `born`, its `first` and `last` use.
 
-    `gap` is the one that it ends, `next_gap` the one that begins when it dies; `out`: it is then written to the page file.
+    `gap` is the one that it ends, `next_gap` the one that begins when it dies; `out`: its contents are then written to
+    the page file.
     """
 
     storage: int

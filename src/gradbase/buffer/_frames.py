@@ -29,6 +29,7 @@ from gradbase.buffer._arena import Arena
 _log = logging.getLogger("gradbase.buffer")
 _T = TypeVar("_T")
 
+FRAMES_MAX = 64  # per kernel, as in frames.cpp
 FRAME_ALIGNMENT_BYTES = 64  # what torch's own CPU allocator promises to kernels
 _COMPILERS = ("g++", "c++", "clang++")
 _COMPILE_LIMIT_S = 300
@@ -39,12 +40,17 @@ _INSTALL_PROBLEMS = {
 
 
 class Allocation(NamedTuple):
-    """One request of a kernel: its number from 0, bytes, address, and whether the kernel itself freed it."""
+    """One request of a kernel: its number from 0, bytes, address, and whether the kernel itself freed it.
+
+    `born` and `freed` number the events of the recording; `freed` is 0 for what outlives the call.
+    """
 
     index: int
     nbytes: int
     address: int
     freed_inside: bool
+    born: int = 0
+    freed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +73,18 @@ class AllocationLog:
         return None
 
 
+class _Frame(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("call_index", "address", "nbytes")]
+
+
+class _Layout(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_int64), ("frames", _Frame * FRAMES_MAX)]
+
+
 class Expectation(ctypes.c_void_p):
     """Requests of the next kernel and their frames, prepared for `Frames.expect`."""
 
     layout: _Layout
-
-
-class _Layout(ctypes.Structure):
-    _fields_ = [
-        ("count", ctypes.c_int64),
-        ("call_index", ctypes.POINTER(ctypes.c_int64)),
-        ("address", ctypes.POINTER(ctypes.c_void_p)),
-        ("nbytes", ctypes.POINTER(ctypes.c_size_t)),
-    ]
 
 
 class _Entry(ctypes.Structure):
@@ -95,7 +100,7 @@ class Frames:
     """
 
     expect: Callable[[Expectation], None]
-    """Arm the next requests of this thread. The expectation must live until `disarm`."""
+    """Arm the next requests of this thread."""
     disarm: Callable[[], int]
     """Disarm this thread; how many of the planned frames were handed out since `expect`."""
 
@@ -127,6 +132,7 @@ class Frames:
         planned = list(frames)
         numbers = [number for number, _, _ in planned]
         assert numbers == sorted(set(numbers)), "request numbers ascend"
+        assert len(numbers) <= FRAMES_MAX, "a kernel has at most 64 planned frames"
         for _, address, nbytes in planned:
             assert address % FRAME_ALIGNMENT_BYTES == 0, "a kernel's result starts on a multiple of 64"
             assert self._owns(address, nbytes), "the frame lies outside every adopted arena"
@@ -248,21 +254,18 @@ def _compile(compiler: str, standard: str, source: str, output: Path) -> str | N
 
 
 def _lay_out(planned: list[tuple[int, int, int]]) -> Expectation:
-    count = len(planned)
-    layout = _Layout(
-        count,
-        (ctypes.c_int64 * count)(*(number for number, _, _ in planned)),
-        (ctypes.c_void_p * count)(*(address for _, address, _ in planned)),
-        (ctypes.c_size_t * count)(*(nbytes for _, _, nbytes in planned)),
-    )
+    layout = _Layout(count=len(planned))
+    for frame, (number, address, nbytes) in zip(layout.frames, planned, strict=False):
+        frame.call_index, frame.address, frame.nbytes = number, address, nbytes
     expectation = Expectation(ctypes.addressof(layout))
-    expectation.layout = layout  # a structure keeps the arrays alive that its pointers were made from
+    expectation.layout = layout  # what it points to
     return expectation
 
 
 def _log_of(entries: Any) -> AllocationLog:
     allocations = tuple(
-        Allocation(index, entry.nbytes, entry.address, entry.freed > 0) for index, entry in enumerate(entries)
+        Allocation(index, entry.nbytes, entry.address, entry.freed > 0, entry.born, entry.freed)
+        for index, entry in enumerate(entries)
     )
     return AllocationLog(
         allocations,

@@ -15,6 +15,7 @@
 
 #include <c10/core/CPUAllocator.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
@@ -26,12 +27,19 @@ namespace {
 
 constexpr uint8_t kPriority = 1;  // torch registers its own allocator with 0
 
-// The next kernel's planned requests, in ascending order of call_index. Laid out and owned by Python.
+// A planned request: its number, and the frame that answers it if the size is as planned.
+struct Frame {
+  int64_t call_index;
+  void* address;
+  int64_t nbytes;
+};
+
+constexpr int64_t kMostFrames = 64;
+
+// The next kernel's frames in ascending order of call_index. Laid out by Python, copied by gb_expect.
 struct Expectation {
   int64_t count;
-  const int64_t* call_index;
-  void* const* address;
-  const size_t* nbytes;
+  Frame frames[kMostFrames];
 };
 
 // One recorded request. `born` and `freed` number the events of a recording from 1; freed is 0 while it lives.
@@ -71,15 +79,17 @@ std::atomic<int64_t> adopted_arenas{0};
 c10::Allocator* base = nullptr;
 c10::DeleterFnPtr base_deleter = nullptr;
 
+// Trivial to destroy, because tensors are freed while threads end.
 struct ThreadState {
-  const Expectation* expected = nullptr;
-  int64_t position = 0;  // the next entry of `expected`
-  int64_t request = 0;
-  int64_t served = 0;
-  Recording* recording = nullptr;
+  Frame frames[kMostFrames];
+  int64_t count;     // 0: not armed
+  int64_t position;  // the next of `frames`
+  int64_t request;
+  int64_t served;
+  Recording* recording;
 };
 
-thread_local ThreadState state;
+thread_local ThreadState state;  // zero
 
 void note_freed(void* data) {
   auto& all = shared();
@@ -126,20 +136,19 @@ c10::DataPtr record(size_t nbytes) {
 
 // The planned address for this request, or null. Goes quiet by itself after the last planned request.
 void* planned(size_t nbytes) {
-  const Expectation& expected = *state.expected;
-  if (state.request++ != expected.call_index[state.position]) return nullptr;
-  const int64_t position = state.position++;
-  if (state.position == expected.count) state.expected = nullptr;
-  if (nbytes != expected.nbytes[position]) return nullptr;
+  const Frame& frame = state.frames[state.position];
+  if (state.request++ != frame.call_index) return nullptr;
+  if (++state.position == state.count) state.count = 0;
+  if (static_cast<int64_t>(nbytes) != frame.nbytes) return nullptr;
   ++state.served;
-  return expected.address[position];
+  return frame.address;
 }
 
 class FrameAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t nbytes) override {
     if (nbytes > 0) {
-      if (state.expected != nullptr) {
+      if (state.count > 0) {
         if (void* const address = planned(nbytes)) return cpu_pointer(address, &keep);
       } else if (state.recording != nullptr) {
         return record(nbytes);
@@ -195,20 +204,22 @@ void gb_forget(void* address) {
   }
 }
 
+// At most 64 frames; Python sees to it.
 void gb_expect(const Expectation* expected) {
-  state.expected = expected->count > 0 ? expected : nullptr;
+  std::copy_n(expected->frames, expected->count, state.frames);
+  state.count = expected->count;
   state.position = 0;
   state.request = 0;
   state.served = 0;
 }
 
 int64_t gb_disarm() {
-  state.expected = nullptr;
+  state.count = 0;
   return state.served;
 }
 
 void gb_record_begin() {
-  state.expected = nullptr;
+  state.count = 0;
   state.recording = new Recording;
   open_recordings.fetch_add(1, std::memory_order_release);
 }

@@ -113,9 +113,11 @@ def test_a_failing_disk_is_an_error_with_the_place(tmp_path, code, words):
 
 
 def test_a_disk_that_moves_nothing_is_an_error_not_a_loop(tmp_path):
+    memory = Arena(MIB).memory(0, 8192)
     with PageFile(tmp_path, MIB, system=FaultySystem(lambda nbytes: None)) as pagefile:
-        with pytest.raises(PageError, match="no bytes moved"):
-            pagefile.write(0, Arena(MIB).memory(0, 8192))
+        for move in (pagefile.write, pagefile.read):
+            with pytest.raises(PageError, match="no bytes moved"):
+                move(0, memory)
 
 
 def test_a_full_disk_is_found_when_the_file_is_made(tmp_path):

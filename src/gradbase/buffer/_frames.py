@@ -29,7 +29,7 @@ from gradbase.buffer._arena import Arena
 _log = logging.getLogger("gradbase.buffer")
 _T = TypeVar("_T")
 
-FRAMES_MAX = 64  # per kernel, as in frames.cpp
+FRAMES_MAX = 512  # per kernel, as in frames.cpp
 FRAME_ALIGNMENT_BYTES = 64  # what torch's own CPU allocator promises to kernels
 _COMPILERS = ("g++", "c++", "clang++")
 _COMPILE_LIMIT_S = 300
@@ -110,7 +110,7 @@ class Frames:
         library.gb_expect.restype = None
         library.gb_disarm.restype = ctypes.c_int64
         library.gb_record_end.restype = ctypes.c_int64
-        for name in ("gb_adopt", "gb_forget", "gb_record_begin", "gb_record_take"):
+        for name in ("gb_adopt", "gb_forget", "gb_record_take"):
             getattr(library, name).restype = None
         self.expect = library.gb_expect
         self.disarm = library.gb_disarm
@@ -132,7 +132,7 @@ class Frames:
         planned = list(frames)
         numbers = [number for number, _, _ in planned]
         assert numbers == sorted(set(numbers)), "request numbers ascend"
-        assert len(numbers) <= FRAMES_MAX, "a kernel has at most 64 planned frames"
+        assert len(numbers) <= FRAMES_MAX, f"a kernel has at most {FRAMES_MAX} planned frames"
         for _, address, nbytes in planned:
             assert address % FRAME_ALIGNMENT_BYTES == 0, "a kernel's result starts on a multiple of 64"
             assert self._owns(address, nbytes), "the frame lies outside every adopted arena"
@@ -142,7 +142,8 @@ class Frames:
         """Run `call` and log its requests. Run it once before: a kernel's first call may build caches."""
         library = self._library
         handle = ctypes.c_void_p()
-        library.gb_record_begin()
+        begun = library.gb_record_begin()
+        assert begun, "recordings do not nest"
         try:
             result = call()
         finally:

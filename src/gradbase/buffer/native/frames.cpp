@@ -34,7 +34,7 @@ struct Frame {
   int64_t nbytes;
 };
 
-constexpr int64_t kMostFrames = 64;
+constexpr int64_t kMostFrames = 512;
 
 // The next kernel's frames in ascending order of call_index. Laid out by Python, copied by gb_expect.
 struct Expectation {
@@ -204,7 +204,7 @@ void gb_forget(void* address) {
   }
 }
 
-// At most 64 frames; Python sees to it.
+// At most kMostFrames frames; Python sees to it.
 void gb_expect(const Expectation* expected) {
   std::copy_n(expected->frames, expected->count, state.frames);
   state.count = expected->count;
@@ -218,10 +218,13 @@ int64_t gb_disarm() {
   return state.served;
 }
 
-void gb_record_begin() {
+// 0: this thread records already.
+int gb_record_begin() {
+  if (state.recording != nullptr) return 0;
   state.count = 0;
   state.recording = new Recording;
   open_recordings.fetch_add(1, std::memory_order_release);
+  return 1;
 }
 
 // Stops recording and returns how many requests there were; their blocks are ordinary ones from here on.

@@ -1,10 +1,10 @@
 """The systems under test: each turns a recipe into `step(batch) -> loss`, one whole training step.
 
-    eager             PyTorch as it is
-    checkpoint        torch.utils.checkpoint around each of the recipe's blocks, use_reentrant=False
-    disk              saved_tensors_hooks that write what autograd saves to files and read it back
-    compile-B         torch.compile with activation_memory_budget B, 0 to 1
-    gradbase-P        gradbase at P percent of eager's peak
+eager             PyTorch as it is
+checkpoint        torch.utils.checkpoint around each of the recipe's blocks, use_reentrant=False
+disk              saved_tensors_hooks that write what autograd saves to files and read it back
+compile-B         torch.compile with activation_memory_budget B, 0 to 1
+gradbase-P        gradbase at P percent of eager's peak
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def _eager(loss: Callable[..., torch.Tensor], model: nn.Module, optimizer: torch
     return step
 
 
-def _gradbase(
-    recipe: ModuleType, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, memory: str
-) -> Step:
+def _gradbase(recipe: ModuleType, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, memory: str) -> Step:
     import gradbase as gb
 
     return gb.compile(model, recipe.loss, optimizer, batch, memory=memory)

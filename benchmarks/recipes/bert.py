@@ -1,4 +1,4 @@
-"""BERT from `transformers` with random weights, masked-language loss: 4 layers, width 384, 8 x 256 tokens."""
+"""BERT from `transformers` with random weights, masked-language loss: 4 layers, width 384, 8 x 192 tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-VOCABULARY, SEQUENCES, LENGTH = 8192, 8, 256
+VOCABULARY, SEQUENCES, LENGTH = 8192, 8, 192
 MASK_ID, MASKED_SHARE, IGNORED = 4, 0.15, -100
 
 
@@ -25,7 +25,7 @@ def model() -> nn.Module:
 
 
 def batches() -> Iterator[dict[str, torch.Tensor]]:
-    """`input_ids` with masked positions, `attention_mask`, and `labels` (-100 where nothing is asked); int64 [8, 256]."""
+    """`input_ids` (some masked), `attention_mask`, `labels` (-100 where nothing is asked); each int64 [8, 192]."""
     generator = torch.Generator().manual_seed(1)
     while True:
         ids = torch.randint(5, VOCABULARY, (SEQUENCES, LENGTH), generator=generator)

@@ -1,4 +1,4 @@
-"""A language model of four LSTM layers, width 512: 64 sequences of 128 tokens, vocabulary 256."""
+"""A language model of four LSTM layers, width 512: 48 sequences of 120 tokens, vocabulary 256."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 LAYERS, WIDTH, VOCABULARY = 4, 512, 256
-SEQUENCES, LENGTH = 64, 128
+SEQUENCES, LENGTH = 48, 120
 
 
 class Layer(nn.Module):
@@ -44,7 +44,7 @@ def model() -> nn.Module:
 
 
 def batches() -> Iterator[torch.Tensor]:
-    """Token ids, int64 [64, 129]: each sequence and its next token."""
+    """Token ids, int64 [48, 121]: each sequence and its next token."""
     generator = torch.Generator().manual_seed(1)
     while True:
         yield torch.randint(VOCABULARY, (SEQUENCES, LENGTH + 1), generator=generator)

@@ -139,9 +139,8 @@ def _add(
 
 
 def perceptron(dropout: float = 0.0) -> nn.Module:
-    return nn.Sequential(
-        *layers
-    )
+    layers = [nn.Linear(16, 32), nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)]
+    return nn.Sequential(*layers)
 
 
 # Kinds of networks.

@@ -69,6 +69,10 @@ class PageFile:
         self.medium: Medium = _medium(self.directory)
         self.direct = direct and self._set_direct()
 
+    def fileno(self) -> int:
+        """The open file's descriptor, to map it."""
+        return self._fd
+
     def write(self, offset: int, memory: memoryview) -> None:
         """Write all of `memory` at `offset` (a multiple of 4096). Raises PageError."""
         self._check(offset, memory)

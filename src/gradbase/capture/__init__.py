@@ -3,7 +3,7 @@
 from gradbase.capture._capture import Captured, capture_step
 from gradbase.capture._eager import eager_peak_bytes
 from gradbase.capture._optimizer import PartialStep, is_separable
-from gradbase.capture._program import Call, Program, Ref
+from gradbase.capture._program import Call, Program, Ref, eager_signature
 from gradbase.capture._updates import Update
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Update",
     "capture_step",
     "eager_peak_bytes",
+    "eager_signature",
     "is_separable",
 ]

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradbase.capture._swap import swapped, unique_tensors
 from gradbase.capture._trace import Loss, _Faker
 
-# Extra bytes of one kernel call: workspace, and results larger than the fake kernel says.
-Extra = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[int, int]]
+# Bytes of one kernel call beside its results as traced (their sum is the last argument): workspace, and results
+# whose size the fake kernel hides.
+Extra = Callable[[Any, tuple[Any, ...], dict[str, Any], int], tuple[int, int]]
 
 
 class _Ledger(TorchDispatchMode):
@@ -36,10 +37,10 @@ class _Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        workspace, hidden = self._extra(func, args, kwargs or {})
-        for tensor in pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                hidden = self._enter(tensor.untyped_storage(), hidden)
+        storages = [t.untyped_storage() for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        workspace, hidden = self._extra(func, args, kwargs or {}, sum(s.nbytes() for s in storages))
+        for storage in storages:
+            hidden = self._enter(storage, hidden)
         self.peak_bytes = max(self.peak_bytes, self.live_bytes + workspace)
         return result
 

@@ -100,7 +100,9 @@ def update_shape(optimizer: optim.Optimizer, parameter: torch.Tensor) -> UpdateS
     trial.state = type(optimizer.state)(dict)
     if "momentum_buffer_list" in group:
         raise AssertionError("optimizer keeps lists in its groups")
-    trial.param_groups = [{**group, "params": [stand_in], "fused": None} if "fused" in group else {**group, "params": [stand_in]}]
+    trial.param_groups = [
+        {**group, "params": [stand_in], "fused": None} if "fused" in group else {**group, "params": [stand_in]}
+    ]
     step = inspect.unwrap(type(optimizer).step)
     with torch.no_grad():
         step(trial)  # creates the state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator as python_operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -69,8 +69,9 @@ class Call:
 class Program:
     """A logical plan and, aligned with it, what torch needs to run it.
 
-    `values` are tensors (windows onto storages); `calls[i]` or `updates[i]` runs operator i. `external` maps
-    names of parameters, buffers and constants to storages; `batch[i]` is the storage of the i-th tensor leaf.
+    `values` are tensors (windows onto storages); `calls[i]` or `updates[i]` runs operator i. `parameters` and `buffers` map
+    names to storages, `constants` storages to tensors; `batch[i]` is the storage of the i-th tensor leaf.
+    `workspaces` maps operators to the storage that is their workspace, once statistics have told of one.
     """
 
     plan: LogicalPlan
@@ -82,6 +83,7 @@ class Program:
     constants: dict[int, torch.Tensor]
     batch: tuple[int, ...]
     loss: int
+    workspaces: dict[int, int] = field(default_factory=dict)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -108,7 +110,9 @@ class _Builder:
         return len(self.storages) - 1
 
     def value(self, fake: torch.Tensor, storage: int) -> int:
-        tensor = Tensor(storage, dtype_name(fake.dtype), tuple(fake.shape), tuple(fake.stride()), int(fake.storage_offset()))
+        tensor = Tensor(
+            storage, dtype_name(fake.dtype), tuple(fake.shape), tuple(fake.stride()), int(fake.storage_offset())
+        )
         return self.add_value(tensor)
 
     def add_value(self, tensor: Tensor) -> int:
@@ -269,9 +273,16 @@ def signature(target: Any, args: Sequence[Any], kwargs: dict[str, Any], values: 
     return f"{target}({', '.join(parts)})"
 
 
+def eager_signature(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    """The same key for a call that eager makes, with tensors as arguments."""
+    return signature(target, args, kwargs, ())
+
+
 def _described(argument: Any, values: Sequence[Tensor]) -> str:
     if isinstance(argument, Ref):
         return describe_tensor(values[argument.value])
+    if isinstance(argument, torch.Tensor):
+        return describe_tensor(Tensor(-1, dtype_name(argument.dtype), tuple(argument.shape), tuple(argument.stride())))
     if isinstance(argument, (tuple, list)):
         return "[" + ", ".join(_described(a, values) for a in argument) + "]"
     return repr(argument)

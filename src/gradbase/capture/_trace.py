@@ -119,7 +119,9 @@ def _check_loss(value: Any) -> None:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise UsageError(f"loss returned {shape}, expected a scalar tensor", "sum or average the loss terms in it")
     if value.grad_fn is None:
-        raise UsageError("the loss depends on no parameter that requires a gradient", "check requires_grad and detach()")
+        raise UsageError(
+            "the loss depends on no parameter that requires a gradient", "check requires_grad and detach()"
+        )
 
 
 def _store_rebound_buffers(model: nn.Module, names: dict[int, str], held: dict[str, torch.Tensor]) -> None:

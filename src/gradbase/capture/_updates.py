@@ -44,11 +44,16 @@ class Tail:
 
 @dataclass(frozen=True)
 class TailCalls:
-    """Operator ids of the tail: the updates, the accumulations, and the clip if there is one."""
+    """Operator ids of the tail: the updates, the accumulations, and the clip if there is one.
+
+    `clipped` is what the clip scales; `states` maps a state's storage to (parameter name, key in the state).
+    """
 
     updates: dict[int, Update]
     accumulations: dict[int, Update]
     clip: int | None
+    clipped: Update
+    states: dict[int, tuple[str, str]]
 
 
 def append_tail(builder: _Builder, gradients: Mapping[str, int], tail: Tail) -> TailCalls:
@@ -64,7 +69,13 @@ def append_tail(builder: _Builder, gradients: Mapping[str, int], tail: Tail) -> 
         _append_update(builder, names, gradients, tail)
     if not tail.separable:
         builder.notes.append(f"{tail.optimizer} may mix parameters: one update at the end holds every gradient")
-    return TailCalls(updates, accumulations, clip)
+    states = {s.id: _split(s.name) for s in builder.storages if s.kind == "state"}
+    return TailCalls(updates, accumulations, clip, Update(tuple(gradients), tuple(gradients.values())), states)
+
+
+def _split(name: str) -> tuple[str, str]:
+    key, _, parameter = name.partition(" of ")
+    return parameter, key
 
 
 def _groups(builder: _Builder, gradients: Mapping[str, int], separable: bool) -> Iterator[tuple[str, ...]]:

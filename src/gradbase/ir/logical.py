@@ -15,8 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Where a storage comes from. External storages (all but "activation" and "gradient") exist before the step.
-StorageKind = Literal["parameter", "buffer", "state", "accumulator", "batch", "constant", "activation", "gradient"]
+# Where a storage comes from. External storages exist before the step; a workspace is what a kernel needs beside
+# its results while it runs.
+StorageKind = Literal[
+    "parameter", "buffer", "state", "accumulator", "batch", "constant", "activation", "gradient", "workspace"
+]
 EXTERNAL_KINDS = frozenset({"parameter", "buffer", "state", "accumulator", "batch", "constant"})
 
 # forward and loss, backward, clip (a barrier over all gradients), update (one optimizer update), epilogue.

@@ -1,0 +1,44 @@
+"""gradbase: training steps planned, explained and run inside a memory budget, the way a database runs queries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gradbase.common.errors import (
+    CaptureError,
+    CatalogError,
+    GradbaseError,
+    InfeasibleError,
+    PageError,
+    StepError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from gradbase.compiled import Explanation, Step, compile
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "CatalogError",
+    "Explanation",
+    "GradbaseError",
+    "InfeasibleError",
+    "PageError",
+    "Step",
+    "StepError",
+    "UsageError",
+    "compile",
+]
+
+_FROM_COMPILED = {"Explanation", "Step", "compile"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when it is needed: plans can be read and explained without it."""
+    if name in _FROM_COMPILED:
+        from gradbase import compiled
+
+        return getattr(compiled, name)
+    raise AttributeError(f"module 'gradbase' has no attribute {name!r}")

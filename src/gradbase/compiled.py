@@ -1,0 +1,420 @@
+"""`gradbase.compile` and `gradbase.explain`: from the user's objects to a planned step."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn, optim
+from torch.utils import _pytree as pytree
+
+from gradbase.buffer import Frames, PageFile, load_frames
+from gradbase.capture import Program, capture_step, eager_peak_bytes
+from gradbase.catalog import Catalog, OperatorStatistics
+from gradbase.common.errors import UsageError
+from gradbase.common.units import MemoryRequest, parse_memory
+from gradbase.cost import get_profile, host_profile, tier_from_profile
+from gradbase.executor import (
+    Engine,
+    Place,
+    Planned,
+    Progress,
+    analyze,
+    apply_known,
+    costs_of,
+    eager_extras,
+    release_freed_memory,
+    tier_of,
+    traits_of,
+)
+from gradbase.explain import Measurements, render_html, render_json, render_perfetto, render_text
+from gradbase.ir.costs import Costs, Tier
+from gradbase.ir.logical import LogicalPlan
+from gradbase.ir.physical import PhysicalPlan
+from gradbase.ir.verify import verify_physical
+from gradbase.planner import plan as search_plan
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a step is compiled with; see `compile`."""
+
+    memory: MemoryRequest | None
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    spill: Path | None = None
+    rules: tuple[str, ...] | None = None
+    progress: Progress = _silent
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A planned step: what would run, and what it would cost. `hypothetical`: the device is not this machine."""
+
+    logical: LogicalPlan
+    physical: PhysicalPlan
+    costs: Costs
+    eager_peak_bytes: int
+    budget_bytes: int | None
+    device: str
+    hypothetical: bool
+
+    def render(
+        self,
+        format: str = "text",
+        *,
+        measured: Measurements | None = None,
+        source: bool = False,
+        depth: int | None = None,
+    ) -> str:
+        """As "text", "json", "html" or "perfetto"."""
+        if format == "text":
+            return render_text(
+                self.logical,
+                self.physical,
+                self.costs,
+                measured,
+                source=source,
+                depth=depth,
+                device=self.device,
+                hypothetical=self.hypothetical,
+                eager_peak_bytes=self.eager_peak_bytes,
+            )
+        renderers = {"json": render_json, "html": render_html, "perfetto": render_perfetto}
+        if format not in renderers:
+            raise UsageError(f"format {format!r} is not known", "expected text, json, html or perfetto")
+        return renderers[format](self.logical, self.physical, self.costs, measured)
+
+
+class Step:
+    """A compiled training step: call it with a batch, as often as there are batches.
+
+    Parameters, buffers and optimizer state are the user's own and are updated in place. A batch of another
+    shape gets a plan of its own, once. Close it, or use it as a context manager, to give memory back.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, optimizer: optim.Optimizer, catalog: Catalog, options: Options
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._optimizer = optimizer
+        self._options = options
+        self._device = _device_of(model)
+        self._frames = load_frames() if self._device.type == "cpu" else None
+        self._planner = _StepPlanner(model, loss, optimizer, catalog, options, self._device, self._frames)
+        self._plans: dict[Any, tuple[Planned, Explanation]] = {}
+        self._calls = 0
+        self._engine = Engine(
+            model,
+            optimizer,
+            frames=self._frames,
+            page_directory=self._planner.page_directory,
+            max_norm=options.clip_grad_norm,
+            device=self._device,
+        )
+        self._current: tuple[Planned, Explanation] | None = None
+        self.planning_s = 0.0
+        self.last_step_us = 0.0
+        self._step_times_us: list[float] = []
+
+    def __call__(self, batch: Any) -> torch.Tensor:
+        """Run one step (with `accumulate`, one micro-batch of it) and return the loss, detached.
+
+        Raises StepError when the step fails, InfeasibleError when a batch of a new shape fits no plan.
+        """
+        last = (self._calls + 1) % self._options.accumulate == 0
+        planned, _ = self._current = self.prepare(batch, update=last)
+        leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+        start = time.perf_counter()
+        loss = self._engine.run(planned, leaves)
+        self.last_step_us = (time.perf_counter() - start) * 1e6
+        self._step_times_us.append(self.last_step_us)
+        self._calls += 1
+        self._engine.accumulation.fresh = last
+        # A scheduler warns unless it sees that its optimizer has stepped.
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]
+        return loss
+
+    def prepare(self, batch: Any, *, update: bool = True) -> tuple[Planned, Explanation]:
+        """The plan for a batch of this shape: from the plan cache, or made now."""
+        key = (self._shape_key(batch), update)
+        if key not in self._plans:
+            start = time.perf_counter()
+            self._plans[key] = self._planner.plan(batch, update=update)
+            release_freed_memory()
+            self.planning_s += time.perf_counter() - start
+        return self._plans[key]
+
+    def _shape_key(self, batch: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(batch)
+        shapes = tuple(
+            (tuple(x.shape), x.stride(), x.dtype, x.device) if isinstance(x, torch.Tensor) else repr(x) for x in leaves
+        )
+        modes = tuple(module.training for module in self._model.modules())
+        wanted = tuple(p.requires_grad for p in self._model.parameters())
+        return spec, shapes, modes, wanted
+
+    # -- what the plan says
+
+    @property
+    def explanation(self) -> Explanation:
+        """The present plan with everything it was made from."""
+        assert self._current is not None
+        return self._current[1]
+
+    @property
+    def plan(self) -> PhysicalPlan:
+        return self.explanation.physical
+
+    @property
+    def logical(self) -> LogicalPlan:
+        return self.explanation.logical
+
+    @property
+    def costs(self) -> Costs:
+        return self.explanation.costs
+
+    @property
+    def budget_bytes(self) -> int | None:
+        return self.explanation.budget_bytes
+
+    @property
+    def eager_peak_bytes(self) -> int:
+        """What eager PyTorch needs for the same step, predicted."""
+        return self.explanation.eager_peak_bytes
+
+    @property
+    def measured_peak_bytes(self) -> int | None:
+        """The most memory that a step has held so far; None before the first one."""
+        return self._engine.meter.peak_bytes if self._engine.meter else None
+
+    def measurements(self) -> Measurements:
+        """Measured times per instruction (medians over the last steps), peak and step times."""
+        assert self._current is not None
+        runs = self._current[0].times_us
+        times = tuple(median(values) for values in zip(*runs, strict=True)) if runs else ()
+        return Measurements(times, self.measured_peak_bytes, tuple(self._step_times_us[-16:]))
+
+    def explain(self, analyze: bool = False, format: str = "text", source: bool = False) -> str:
+        """The plan, as text, json, html or perfetto; with `analyze`, measurements of the steps so far beside it."""
+        if analyze and not self._step_times_us:
+            raise UsageError("nothing is measured before the first step", "call the step, then explain(analyze=True)")
+        return self.explanation.render(format, measured=self.measurements() if analyze else None, source=source)
+
+    def close(self) -> None:
+        """Give arena and page file back."""
+        self._engine.close()
+
+    def __enter__(self) -> Step:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _StepPlanner:
+    """Captures, measures and plans the step of one model for any batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: optim.Optimizer,
+        catalog: Catalog,
+        options: Options,
+        device: torch.device,
+        frames: Frames | None,
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._optimizer = optimizer
+        self._catalog = catalog
+        self._options = options
+        self._frames = frames
+        self._place = Place.here(device, frames)
+        self.page_directory = options.spill or _default_page_directory()
+        self._tier = self._find_tier()
+        self._budget_bytes: int | None = None
+
+    def _find_tier(self) -> Tier | None:
+        """No paging onto a RAM disk: it would take from the same memory."""
+        with PageFile(self.page_directory, 4096) as probe:
+            if probe.medium == "memory":
+                return None
+        return tier_of(self.page_directory, self._catalog, self._options.progress)
+
+    def plan(self, batch: Any, *, update: bool) -> tuple[Planned, Explanation]:
+        options = self._options
+        options.progress("capturing the step", 0, 1)
+        captured = capture_step(self._model, self._loss, self._optimizer, batch)
+        accumulate = options.accumulate > 1
+        clip = options.clip_grad_norm is not None
+        program = captured.program(clip=clip, accumulate=accumulate, update=update)
+        options.progress("capturing the step", 1, 1)
+        parameters = dict(self._model.named_parameters())
+        analyzed = analyze(
+            program, self._optimizer, parameters, self._catalog, self._place, self._frames, options.progress
+        )
+        eager = _eager_bytes(self._model, self._loss, batch, program, analyzed.statistics)
+        if self._budget_bytes is None and options.memory is not None:
+            self._budget_bytes = options.memory.resolve(eager)
+        costs = costs_of(program, analyzed.statistics, host_profile(self._catalog), self._tier)
+        physical = _search(program.plan, costs, self._budget_bytes, options)
+        planned = Planned(program, physical, traits_of(program, analyzed.statistics))
+        device = self._place.device
+        return planned, Explanation(
+            program.plan, physical, costs, eager, self._budget_bytes, device, hypothetical=False
+        )
+
+
+def _search(logical: LogicalPlan, costs: Costs, budget_bytes: int | None, options: Options) -> PhysicalPlan:
+    options.progress("searching a plan", 0, 1)
+    physical = search_plan(logical, costs, budget_bytes, rules=options.rules)
+    verify_physical(logical, physical)
+    options.progress("searching a plan", 1, 1)
+    return physical
+
+
+def _eager_bytes(
+    model: nn.Module, loss: Loss, batch: Any, program: Program, statistics: Mapping[str, OperatorStatistics]
+) -> int:
+    """Eager's peak: what always stays, and the higher of backward pass and update."""
+    storages = program.plan.storages
+    staying = sum(s.nbytes for s in storages if s.external and s.kind != "accumulator")
+    gradients = sum(s.nbytes for s in storages if s.kind == "gradient")
+    workspaces = [storages[s].nbytes for o, s in program.workspaces.items() if o in program.tail.updates]
+    step = eager_peak_bytes(model, loss, batch, eager_extras(statistics))
+    return staying + max(step, gradients + max(workspaces, default=0))
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    devices = {t.device for t in (*model.parameters(), *model.buffers())}
+    if len(devices) != 1:
+        raise UsageError(
+            f"the model's tensors are on {len(devices)} devices: {', '.join(sorted(map(str, devices))) or 'none'}",
+            "a plan is for one device: move the model there first",
+        )
+    return devices.pop()
+
+
+def _default_page_directory() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(root) / "gradbase" / "pages"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def _options(
+    memory: str | int | float | None,
+    clip_grad_norm: float | None,
+    accumulate: int,
+    spill: str | os.PathLike[str] | None,
+    rules: Collection[str] | None,
+    on_progress: Progress | None,
+) -> Options:
+    if accumulate < 1:
+        raise UsageError(f"accumulate is {accumulate}, expected 1 or more", "1 updates at every call")
+    if clip_grad_norm is not None and not clip_grad_norm > 0:
+        raise UsageError(f"clip_grad_norm is {clip_grad_norm}, expected a norm above zero", "leave it out not to clip")
+    return Options(
+        parse_memory(memory),
+        clip_grad_norm,
+        accumulate,
+        Path(spill) if spill is not None else None,
+        None if rules is None else tuple(rules),
+        on_progress or _silent,
+    )
+
+
+def _catalog_of(catalog: Catalog | str | os.PathLike[str] | None) -> Catalog:
+    return catalog if isinstance(catalog, Catalog) else Catalog(None if catalog is None else Path(catalog))
+
+
+def compile(
+    model: nn.Module,
+    loss: Loss,
+    optimizer: optim.Optimizer,
+    batch: Any,
+    memory: str | int | float | None = None,
+    *,
+    clip_grad_norm: float | None = None,
+    accumulate: int = 1,
+    spill: str | os.PathLike[str] | None = None,
+    catalog: Catalog | str | os.PathLike[str] | None = None,
+    rules: Collection[str] | None = None,
+    on_progress: Progress | None = None,
+) -> Step:
+    """Plan the training step `loss(model, batch)`, its backward pass and `optimizer`'s update, within `memory`.
+
+    `batch` is any pytree of tensors and stands for all batches of its shape; no step is taken with it. `memory` is
+    bytes ("1.5GB", 2_000_000_000), a share of what eager needs for the same step ("40%"), or None for no limit; it
+    covers parameters, gradients, optimizer state, activations and workspace. `clip_grad_norm` clips gradients by
+    global norm before the update; `accumulate` updates at every n-th call, with summed gradients. `spill` is the
+    directory of the page file (default: the user's cache directory), `catalog` the file of the statistics.
+    `rules` names the planner's rules that are on (default: all). `on_progress(stage, done, total)` is called while
+    it works. The first time on a machine, operators are measured: that takes about ten steps' time.
+
+    Raises CaptureError (the step depends on data), InfeasibleError (nothing fits: it carries the least bytes),
+    UsageError.
+    """
+    options = _options(memory, clip_grad_norm, accumulate, spill, rules, on_progress)
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        raise UsageError(
+            "the model is on the meta device: it has no values to train", "use gradbase.compiled.explain for it"
+        )
+    step = Step(model, loss, optimizer, _catalog_of(catalog), options)
+    step._current = step.prepare(batch, update=accumulate == 1)
+    return step
+
+
+def explain(
+    model: nn.Module,
+    loss: Loss,
+    optimizer: optim.Optimizer,
+    batch: Any,
+    memory: str | int | float | None = None,
+    *,
+    device: str | None = None,
+    clip_grad_norm: float | None = None,
+    accumulate: int = 1,
+    catalog: Catalog | str | os.PathLike[str] | None = None,
+    rules: Collection[str] | None = None,
+    on_progress: Progress | None = None,
+) -> Explanation:
+    """Plan a step without running anything of it and without allocating the model, which may be on the meta device.
+
+    `device` names a profile of hardware that need not be here (`gradbase.cost.PROFILES`); None is this machine, with
+    the catalogue's statistics where it has them and estimates elsewhere. Other arguments as in `compile`.
+    """
+    options = _options(memory, clip_grad_norm, accumulate, None, rules, on_progress)
+    captured = capture_step(model, loss, optimizer, batch)
+    program = captured.program(clip=clip_grad_norm is not None, accumulate=accumulate > 1)
+    store = _catalog_of(catalog)
+    profile = host_profile(store) if device is None else get_profile(device)
+    statistics: Mapping[str, OperatorStatistics] = {}
+    if device is None:
+        place = Place.here(torch.device("cpu"), load_frames())
+        signatures = {op.signature for op in program.plan.operators}
+        statistics = store.lookup(signatures, place.device, place.torch_version, place.threads)
+        apply_known(program, statistics)
+    costs = costs_of(program, statistics, profile, tier_from_profile(profile))
+    eager = _eager_bytes(model, loss, batch, program, statistics)
+    budget = options.memory.resolve(eager) if options.memory else None
+    physical = _search(program.plan, costs, budget, options)
+    return Explanation(program.plan, physical, costs, eager, budget, profile.name, hypothetical=device is not None)
+
+
+__all__ = ["Explanation", "Options", "Step", "compile", "explain"]

@@ -1,0 +1,31 @@
+"""Run a physical plan on the user's objects, and measure what it does."""
+
+from gradbase.executor._analyze import (
+    Analyzed,
+    Place,
+    Progress,
+    analyze,
+    apply_known,
+    costs_of,
+    eager_extras,
+    tier_of,
+    traits_of,
+)
+from gradbase.executor._engine import Engine, Planned
+from gradbase.executor._peak import PeakMeter, release_freed_memory
+
+__all__ = [
+    "Analyzed",
+    "Engine",
+    "PeakMeter",
+    "Place",
+    "Planned",
+    "Progress",
+    "analyze",
+    "apply_known",
+    "costs_of",
+    "eager_extras",
+    "release_freed_memory",
+    "tier_of",
+    "traits_of",
+]

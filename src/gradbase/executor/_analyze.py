@@ -1,0 +1,134 @@
+"""From a captured program to costs: looked up in the catalogue, measured where it has nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import optim
+
+from gradbase.buffer import Frames, measure_tier
+from gradbase.capture import Program, eager_signature
+from gradbase.catalog import Catalog, OperatorStatistics, TierStatistics, medium_of
+from gradbase.cost import DeviceProfile, estimate
+from gradbase.executor._measure import Analyzer
+from gradbase.executor._traits import Trait, apply_trait, eager_extra
+from gradbase.ir.costs import Costs, Tier
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where statistics hold: device name, torch version, threads, and whether kernels are given frames."""
+
+    device: str
+    torch_version: str
+    threads: int
+
+    @staticmethod
+    def here(device: torch.device, frames: Frames | None) -> Place:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        # Without frames a kernel's results are copied: other times, other scratch, so other statistics.
+        return Place(
+            name if frames or device.type != "cpu" else f"{name}/copied", torch.__version__, torch.get_num_threads()
+        )
+
+
+@dataclass(frozen=True)
+class Analyzed:
+    """Statistics of a program's operators by signature, and how many had to be measured."""
+
+    statistics: Mapping[str, OperatorStatistics]
+    measured: int
+
+
+def analyze(
+    program: Program,
+    optimizer: optim.Optimizer,
+    parameters: Mapping[str, torch.Tensor],
+    catalog: Catalog,
+    place: Place,
+    frames: Frames | None,
+    progress: Progress,
+) -> Analyzed:
+    """Statistics for every operator; `program` is corrected by what they tell (hidden results, workspaces).
+
+    Measures each operator that the catalogue does not know, and records it there.
+    """
+    signatures = [op.signature for op in program.plan.operators]
+    known = dict(catalog.lookup(set(signatures), place.device, place.torch_version, place.threads))
+    missing = {s for s in signatures if s not in known}
+    analyzer = Analyzer(program, optimizer, parameters, frames) if missing else None
+    fresh: list[OperatorStatistics] = []
+    for position in range(len(program.plan.operators)):
+        operator = program.plan.operators[position]
+        if operator.signature not in known:
+            assert analyzer is not None
+            known[operator.signature] = analyzer.measure(operator)
+            fresh.append(known[operator.signature])
+            progress("measuring operators", len(fresh), len(missing))
+        apply_trait(program, operator, Trait.decoded(known[operator.signature].details))
+    if fresh:
+        catalog.record(fresh, device=place.device, torch_version=place.torch_version, threads=place.threads)
+    return Analyzed(known, len(fresh))
+
+
+def apply_known(program: Program, statistics: Mapping[str, OperatorStatistics]) -> None:
+    """Correct a program by statistics that are there; nothing is measured."""
+    for position in range(len(program.plan.operators)):
+        operator = program.plan.operators[position]
+        if operator.signature in statistics:
+            apply_trait(program, operator, Trait.decoded(statistics[operator.signature].details))
+
+
+def traits_of(program: Program, statistics: Mapping[str, OperatorStatistics]) -> dict[int, Trait]:
+    """Traits by operator id."""
+    return {op.id: Trait.decoded(statistics[op.signature].details) for op in program.plan.operators}
+
+
+def costs_of(
+    program: Program, statistics: Mapping[str, OperatorStatistics], profile: DeviceProfile, tier: Tier | None
+) -> Costs:
+    """Measured, else learned, else roofline estimates, and the tier."""
+    return Costs(estimate(program.plan, statistics, profile), tier)
+
+
+def tier_of(directory: Path, catalog: Catalog, progress: Progress) -> Tier:
+    """The tier that a directory's medium is, measured once and then from the catalogue."""
+    medium = medium_of(directory)
+    known = catalog.lookup_tier(medium)
+    if known is None:
+        progress("measuring the page file's disk", 0, 1)
+        tier = measure_tier(directory)
+        known = TierStatistics(
+            medium=medium,
+            name=str(directory),
+            write_bytes_per_us=tier.write_bytes_per_us,
+            read_bytes_per_us=tier.read_bytes_per_us,
+            latency_us=tier.latency_us,
+            compute_tax=tier.compute_tax,
+            duplex=tier.duplex,
+            alignment_bytes=tier.alignment_bytes,
+        )
+        catalog.record_tier(known)
+        progress("measuring the page file's disk", 1, 1)
+    return replace(known.tier(), source="measured")
+
+
+def eager_extras(statistics: Mapping[str, OperatorStatistics]) -> Callable[..., tuple[int, int]]:
+    """For `eager_peak_bytes`: what the statistics know of a kernel's memory beside its traced results."""
+    found: dict[str, tuple[int, int]] = {}
+
+    def extra(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], promised_bytes: int) -> tuple[int, int]:
+        key = eager_signature(target, args, kwargs)
+        if key not in found:
+            entry = statistics.get(key)
+            trait = Trait.decoded(entry.details) if entry else Trait()
+            found[key] = eager_extra(trait, entry.scratch_bytes if entry else 0, promised_bytes)
+        return found[key]
+
+    return extra

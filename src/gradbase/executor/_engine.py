@@ -1,0 +1,301 @@
+"""The executor: binds plans to one arena, one page file and the user's objects, and runs steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from gradbase.buffer import Arena, DeviceArena, Frames, FrameSource, PageFile, Pager
+from gradbase.capture import Program
+from gradbase.common.errors import GradbaseError, StepError
+from gradbase.executor._codegen import FILENAME, Generated, Resources, generate, page_slots, stamps_to_us
+from gradbase.executor._homes import Home, StateName, move_in, move_out, settle
+from gradbase.executor._macros import Accumulation, MacroFactory
+from gradbase.executor._peak import PeakMeter
+from gradbase.executor._traits import Trait
+from gradbase.ir.physical import Compute, PhysicalPlan
+
+_PAGE_BYTES = 4096
+
+
+@dataclass
+class Planned:
+    """One plan and what the executor knows of it. `generated` is None until it is bound to the arena.
+
+    `times_us[i]` are the times of instruction i in the last steps.
+    """
+
+    program: Program
+    plan: PhysicalPlan
+    traits: Mapping[int, Trait]
+    generated: Generated | None = None
+    pointers: tuple[int, ...] = ()
+    times_us: list[list[float]] = field(default_factory=list)
+
+
+class Engine:
+    """Runs planned steps of one model and optimizer. Steps of different batch shapes share its arena."""
+
+    _TIMES_KEPT = 16
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        *,
+        frames: Frames | None,
+        page_directory: Path,
+        max_norm: float | None,
+        device: torch.device,
+    ) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._buffers = dict(model.named_buffers())
+        self._optimizer = optimizer
+        self._frames = frames
+        self._page_directory = page_directory
+        self._max_norm = max_norm
+        self._device = device
+        self._arena: FrameSource | None = None
+        self._pagefile: PageFile | None = None
+        self._pager: Pager | None = None
+        self._state_slots: dict[StateName, int] = {}
+        self._state_bytes = 0
+        self._homes: dict[StateName, Home] = {}
+        self._accumulators: dict[str, torch.Tensor] = {}
+        self._bound: list[Planned] = []
+        self.accumulation = Accumulation()
+        self.meter: PeakMeter | None = None
+
+    # -- binding
+
+    def bind(self, planned: Planned) -> None:
+        """Make the plan runnable: arena and page file large enough, windows, generated function."""
+        if self.meter is None:
+            self.meter = PeakMeter(self._device, self._resident_bytes())
+        self._grow_arena(planned.plan.arena_bytes)
+        slots = self._page_slots(planned)
+        self._make_accumulators(planned.program)
+        assert self._arena is not None
+        resources = Resources(
+            arena=self._arena,
+            frames=self._frames,
+            pager=self._pager,
+            external=self._external(planned.program),
+            macros=self._macros(planned),
+            slots=slots,
+            device=self._device,
+        )
+        planned.generated = generate(planned.program, planned.plan, planned.traits, resources)
+        planned.pointers = self._pointers()
+        self._bound.append(planned)
+
+    def _resident_bytes(self) -> int:
+        """Parameters, buffers, and the optimizer state and gradients that are there before the first step."""
+        tensors = [*self._parameters.values(), *self._buffers.values()]
+        tensors += [t for s in self._optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+        tensors += [p.grad for p in self._parameters.values() if p.grad is not None]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    def _grow_arena(self, nbytes: int) -> None:
+        if self._arena is not None and self._arena.nbytes >= nbytes:
+            return
+        self._unbind()
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = None
+        cuda = self._device.type == "cuda"
+        self._arena = DeviceArena(nbytes, self._device) if cuda else Arena(nbytes)
+        if self._frames is not None and isinstance(self._arena, Arena):
+            self._frames.adopt(self._arena)
+
+    def _unbind(self) -> None:
+        for planned in self._bound:
+            planned.generated = None
+        self._bound.clear()
+
+    def _page_slots(self, planned: Planned) -> dict[int, int]:
+        """Places in the page file: spilled state first, at the same place in every plan, then this plan's pages."""
+        slots, paged_bytes = page_slots(planned.plan, _PAGE_BYTES)
+        if not slots:
+            return slots
+        states = planned.program.tail.states
+        if planned.plan.spilled:
+            self._reserve_state(planned.program)
+        slots = {storage: self._state_bytes + offset for storage, offset in slots.items()}
+        slots |= {storage: self._state_slots[states[storage]] for storage in planned.plan.spilled}
+        self._grow_pagefile(self._state_bytes + paged_bytes)
+        assert self._pagefile is not None
+        unsettled = {states[s]: slots[s] for s in planned.plan.spilled if states[s] not in self._homes}
+        if unsettled:
+            self._homes |= settle(self._pagefile, unsettled, self._parameters, self._optimizer)
+        return slots
+
+    def _reserve_state(self, program: Program) -> None:
+        for storage, name in program.tail.states.items():
+            if name not in self._state_slots:
+                self._state_slots[name] = self._state_bytes
+                nbytes = program.plan.storages[storage].nbytes
+                self._state_bytes += -(-nbytes // _PAGE_BYTES) * _PAGE_BYTES
+
+    def _grow_pagefile(self, nbytes: int) -> None:
+        """A page file of at least so many bytes. Spilled state moves through memory into the new one."""
+        if self._pagefile is not None and self._pagefile.nbytes >= nbytes:
+            return
+        self._unbind()
+        self._close_pagefile()
+        self._pagefile = PageFile(self._page_directory, nbytes)
+        self._pager = Pager(self._pagefile)
+
+    def _close_pagefile(self) -> None:
+        move_out(self._homes, self._optimizer)
+        self._homes.clear()
+        if self._pager is not None:
+            self._pager.close()
+        if self._pagefile is not None:
+            self._pagefile.close()
+        self._pager = self._pagefile = None
+
+    def _external(self, program: Program) -> dict[int, torch.Tensor]:
+        tensors: dict[int, torch.Tensor] = dict(program.constants)
+        tensors |= {storage: self._parameters[name] for name, storage in program.parameters.items()}
+        tensors |= {storage: self._buffers[name] for name, storage in program.buffers.items()}
+        return tensors
+
+    def _make_accumulators(self, program: Program) -> None:
+        for update in program.tail.accumulations.values():
+            for name in update.names:
+                if name not in self._accumulators:
+                    self._accumulators[name] = torch.zeros_like(self._parameters[name], requires_grad=False)
+
+    def _macros(self, planned: Planned) -> MacroFactory:
+        return MacroFactory(
+            planned.program,
+            self._optimizer,
+            self._parameters,
+            planned.traits,
+            frames=self._frames,
+            homes={s: self._homes[planned.program.tail.states[s]].tensor for s in planned.plan.spilled},
+            accumulators=self._accumulators if planned.program.tail.accumulations else {},
+            accumulation=self.accumulation,
+            max_norm=self._max_norm,
+        )
+
+    def _pointers(self) -> tuple[int, ...]:
+        return tuple(t.data_ptr() for t in (*self._parameters.values(), *self._buffers.values()))
+
+    # -- running
+
+    def run(self, planned: Planned, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One step. Returns the loss, a scalar tensor of its own.
+
+        Raises StepError, which says whether parameters were changed; a Ctrl-C is raised after the step.
+        """
+        if planned.generated is None or planned.pointers != self._pointers():
+            self.bind(planned)
+        assert planned.generated is not None and self.meter is not None
+        move_in(self._homes, self._optimizer)
+        stamps: list[float] = []
+        self.meter.reset()
+        with _interrupts_after_step(), torch.enable_grad():
+            try:
+                loss = planned.generated.function(leaves, stamps.append)
+            except BaseException as error:
+                raise self._explained(planned, error) from error
+        self.meter.read()
+        planned.times_us = [*planned.times_us[1 - self._TIMES_KEPT :], stamps_to_us(stamps)]
+        return loss
+
+    def _explained(self, planned: Planned, error: BaseException) -> BaseException:
+        """Which operator failed, and what that means for the parameters."""
+        if self._frames is not None:
+            self._frames.disarm()
+        if self._pager is not None:
+            self._pager.drain()
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        position = _failed_instruction(planned, error.__traceback__)
+        changed = _changed_before(planned, position)
+        state = (
+            "no parameter was changed: the step can be repeated"
+            if not changed
+            else f"{changed[0]} of {changed[1]} updates had been applied: parameters are between two steps, "
+            "load a checkpoint before going on"
+        )
+        name = _operator_name(planned, position)
+        if isinstance(error, GradbaseError):
+            return StepError(f"the step failed at {name}: {error.problem}", *error.remedies, state)
+        if isinstance(error, Exception):
+            return StepError(f"the step failed at {name}: {type(error).__name__}: {error}", state)
+        return error
+
+    def traffic(self) -> Any:
+        """The pager's statistics; None if nothing was ever paged."""
+        return None if self._pager is None else self._pager.statistics()
+
+    def close(self) -> None:
+        """Give arena and page file back. Spilled optimizer state returns to memory of its own."""
+        self._unbind()
+        self._close_pagefile()
+        if self._arena is not None:
+            self._arena.close()
+        self._arena = None
+
+
+def _failed_instruction(planned: Planned, trace: TracebackType | None) -> int:
+    """The instruction whose line of the generated function is on the traceback; -1 if none is."""
+    assert planned.generated is not None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == FILENAME:
+            lines = planned.generated.instruction_of
+            return lines[min(trace.tb_lineno, len(lines)) - 1]
+        trace = trace.tb_next
+    return -1
+
+
+def _changed_before(planned: Planned, position: int) -> tuple[int, int] | None:
+    """How many mutating operators ran before an instruction, of how many; None if none did."""
+    mutating = [
+        index
+        for index, instruction in enumerate(planned.plan.instructions)
+        if isinstance(instruction, Compute) and planned.program.plan.operators[instruction.operator].phase == "update"
+    ]
+    # The failing update itself may have changed its parameter half.
+    done = sum(index <= position for index in mutating)
+    return (done, len(mutating)) if done else None
+
+
+def _operator_name(planned: Planned, position: int) -> str:
+    if 0 <= position < len(planned.plan.instructions):
+        instruction = planned.plan.instructions[position]
+        if isinstance(instruction, Compute):
+            operator = planned.program.plan.operators[instruction.operator]
+            return f"{operator.name} ({operator.module or 'model'}{', ' + operator.source if operator.source else ''})"
+        storage = planned.program.plan.storages[planned.plan.lives[instruction.life].storage]
+        return f"paging of {storage.name}"
+    return "its inputs"
+
+
+@contextmanager
+def _interrupts_after_step() -> Iterator[None]:
+    """A Ctrl-C while a step runs is raised when the step is done, so parameters are never between two steps."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[tuple[int, FrameType | None]] = []
+    previous: Callable[..., Any] | int | None = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous if previous is not None else signal.SIG_DFL)
+    if pending and callable(previous):
+        previous(*pending[0])

@@ -1,0 +1,68 @@
+"""Measured memory: what the system says the process holds, not what we believe to have allocated."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+
+
+class PeakMeter:
+    """The peak of memory above a baseline, in bytes.
+
+    On the CPU it is the peak resident set (VmHWM) without file-backed pages, read from /proc (Linux); on CUDA
+    the allocator's peak. The baseline is taken when the meter is made: make it after planning and before the
+    arena, and add what was already there and counts.
+    """
+
+    def __init__(self, device: torch.device, counted_bytes: int) -> None:
+        self._device = device
+        self._counted_bytes = counted_bytes
+        self.peak_bytes: int | None = None
+        release_freed_memory()
+        self._baseline_bytes = self._held_bytes("VmRSS")
+
+    def reset(self) -> None:
+        """Start a new interval."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with contextlib.suppress(OSError):
+                _CLEAR.write_text(_RESET_PEAK)
+
+    def read(self) -> None:
+        """Take the peak since the last reset into account."""
+        held = self._held_bytes("VmHWM")
+        if held is not None and self._baseline_bytes is not None:
+            above = held - self._baseline_bytes + self._counted_bytes
+            self.peak_bytes = max(self.peak_bytes or 0, above)
+
+    def _held_bytes(self, field: str) -> int | None:
+        if self._device.type == "cuda":
+            current = field == "VmRSS"
+            return (
+                torch.cuda.memory_allocated(self._device) if current else torch.cuda.max_memory_allocated(self._device)
+            )
+        try:
+            fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        except OSError:
+            return None
+        return (_kib(fields[field]) - _kib(fields["RssFile"]) - _kib(fields["RssShmem"])) * 1024
+
+
+def _kib(text: str) -> int:
+    return int(text.split()[0])
+
+
+def release_freed_memory() -> None:
+    """Collect garbage and give what malloc holds back to the system, so that a baseline is one."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,163 @@
+"""What running an operator once teaches about how to run it, and how the program takes it in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gradbase.buffer import Allocation
+from gradbase.capture import Program
+from gradbase.ir.logical import Operator, Storage, Tensor
+
+# Allocations below this stay with malloc: a plan need not bother with them.
+_WORTH_PLANNING_BYTES = 4096
+_ALIGNMENT_BYTES = 64
+
+Layout = tuple[str, tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A kernel's temporaries, each at an offset: (index among its allocations, bytes, offset)."""
+
+    nbytes: int = 0
+    places: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Trait:
+    """How an operator is run; stored as the `details` of its statistics.
+
+    `served[i]` is the index of the i-th result among the kernel's allocations (None: unused or empty); `served`
+    itself is None where results are not allocations of their own. `layouts[i]` is (dtype, shape, strides) as the
+    kernel really returns it. `first` is the workspace of an update that creates the optimizer's state.
+    """
+
+    served: tuple[int | None, ...] | None = None
+    layouts: tuple[Layout | None, ...] = ()
+    workspace: Workspace = Workspace()
+    first: Workspace = Workspace()
+
+    @property
+    def workspace_bytes(self) -> int:
+        return max(self.workspace.nbytes, self.first.nbytes)
+
+    def encoded(self, way: str) -> str:
+        """JSON for the catalogue."""
+        fields = {"way": way, "served": self.served, "layouts": self.layouts}
+        fields |= {"workspace": [self.workspace.nbytes, self.workspace.places]}
+        return json.dumps(fields | {"first": [self.first.nbytes, self.first.places]})
+
+    @staticmethod
+    def decoded(text: str) -> Trait:
+        fields = json.loads(text)
+        served = None if fields["served"] is None else tuple(fields["served"])
+        layouts = tuple(x if x is None else (x[0], tuple(x[1]), tuple(x[2])) for x in fields["layouts"])
+        return Trait(served, layouts, _workspace(fields["workspace"]), _workspace(fields["first"]))
+
+
+def _workspace(fields: Any) -> Workspace:
+    return Workspace(fields[0], tuple((i, n, o) for i, n, o in fields[1]))
+
+
+def pack_workspace(allocations: Iterable[Allocation]) -> Workspace:
+    """Lay a kernel's temporaries out, first fit by size: those alive at the same time do not overlap."""
+    temporaries = [a for a in allocations if a.freed_inside and a.nbytes >= _WORTH_PLANNING_BYTES]
+    placed: list[tuple[int, Allocation]] = []
+    for allocation in sorted(temporaries, key=lambda a: (-a.nbytes, a.index)):
+        rivals = sorted(
+            (o, o + _aligned(b.nbytes)) for o, b in placed if b.born < allocation.freed and allocation.born < b.freed
+        )
+        offset = 0
+        for start, end in rivals:
+            if offset + allocation.nbytes <= start:
+                break
+            offset = max(offset, end)
+        placed.append((offset, allocation))
+    places = sorted((a.index, a.nbytes, o) for o, a in placed)
+    return Workspace(max((o + _aligned(n) for _, n, o in places), default=0), tuple(places))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+
+def apply_trait(program: Program, operator: Operator, trait: Trait) -> None:
+    """Take in what tracing could not know: the size of hidden results, and the workspace."""
+    call = program.calls.get(operator.id)
+    for value, layout in zip(call.results if call else (), trait.layouts, strict=False):
+        if value is not None and layout is not None and extent_bytes(program.values[value]) == 0:
+            corrected = Tensor(program.values[value].storage, *layout)
+            if extent_bytes(corrected):
+                _replace_value(program, value, corrected)
+    if trait.workspace_bytes and operator.id not in program.workspaces:
+        _add_workspace(program, operator.id, trait.workspace_bytes)
+
+
+def _add_workspace(program: Program, operator: int, nbytes: int) -> None:
+    plan = program.plan
+    old = plan.operators[operator]
+    storage = Storage(len(plan.storages), nbytes, "workspace", f"workspace of {old.name}")
+    program.workspaces[operator] = storage.id
+    operators = list(plan.operators)
+    operators[operator] = replace(old, writes=(*old.writes, storage.id))
+    program.plan = replace(plan, storages=(*plan.storages, storage), operators=tuple(operators))
+
+
+def _replace_value(program: Program, value: int, corrected: Tensor) -> None:
+    old = program.values[value]
+    program.values[value] = corrected
+    storages = list(program.plan.storages)
+    storages[old.storage] = replace(storages[old.storage], nbytes=extent_bytes(corrected))
+    operators = tuple(_with_tensor(op, old, corrected) for op in program.plan.operators)
+    program.plan = replace(program.plan, storages=tuple(storages), operators=operators)
+
+
+def _with_tensor(operator: Operator, old: Tensor, corrected: Tensor) -> Operator:
+    if old not in operator.inputs and old not in operator.outputs:
+        return operator
+    exchange = {old: corrected}
+    inputs, outputs = (tuple(exchange.get(t, t) for t in ts) for ts in (operator.inputs, operator.outputs))
+    return replace(operator, inputs=inputs, outputs=outputs)
+
+
+def extent_bytes(tensor: Tensor) -> int:
+    """Bytes from the first to the last element of a window; 0 for an empty one."""
+    if 0 in tensor.shape:
+        return 0
+    span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
+    return span * int(getattr(torch, tensor.dtype).itemsize)
+
+
+def layout_of(tensor: torch.Tensor) -> Layout:
+    return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tuple(tensor.stride())
+
+
+def served_indices(
+    program: Program, results: Sequence[int | None], tensors: Sequence[torch.Tensor | None], log: Any
+) -> tuple[int | None, ...] | None:
+    """Which allocations are the results; None if one is not an allocation of its own in the traced layout."""
+    served: list[int | None] = []
+    for value, tensor in zip(results, tensors, strict=True):
+        if value is None or tensor is None or tensor.numel() == 0:
+            served.append(None)
+            continue
+        index = log.index_of(tensor.data_ptr())
+        promised = program.values[value]
+        hidden = extent_bytes(promised) == 0
+        if index is None or (not hidden and layout_of(tensor)[1:] != (promised.shape, promised.strides)):
+            return None
+        served.append(index)
+    return tuple(served)
+
+
+def eager_extra(trait: Trait, scratch_bytes: int, promised_bytes: int) -> tuple[int, int]:
+    """What eager's call of the same kernel takes beside its promised results: workspace, and hidden results."""
+    real_bytes = sum(extent_bytes(Tensor(-1, *layout)) for layout in trait.layouts if layout is not None)
+    copied = bool(trait.layouts) and trait.served is None
+    workspace = trait.workspace.nbytes + (0 if copied else scratch_bytes)
+    return workspace, max(real_bytes - promised_bytes, 0) if trait.layouts else 0

@@ -7,6 +7,7 @@ out at the top are placed earlier next time (squeaky wheel).
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,29 +18,34 @@ Ints = NDArray[np.int64]
 
 
 # Blocks placed, over all tries, before the best packing so far is taken.
-_PLACEMENTS = 25_000
+_PLACEMENTS = 20_000
+# A try is given up where it is this much higher than the best packing.
+_WORSE = 1.1
 
 
 def pack(
-    born: Sequence[int], dies: Sequence[int], nbytes: Sequence[int], alignment: Sequence[int], enough: int
+    born: Sequence[int], dies: Sequence[int], nbytes: Sequence[int], alignment: Sequence[int], enough: int,
+    *, thorough: bool = True,
 ) -> tuple[list[int], int]:
     """Offsets of blocks alive from `born` to `dies` (inclusive), and the arena's size.
 
-    Stops at the first packing not above `enough` bytes, or of no more than are alive at one time.
+    Stops at the first packing not above `enough` bytes, or of no more than are alive at one time. Unless `thorough`,
+    only a few orders are tried.
     """
     if not nbytes:
         return [], 0
     blocks = _Blocks(*(np.array(x, dtype=np.int64) for x in (born, dies, nbytes, alignment)))
     enough = max(enough, blocks.most_alive())
     best = _first_orders(blocks, enough)
-    best = _squeak(blocks, best, enough, max(4, _PLACEMENTS // len(nbytes) - 2 * len(blocks.orders())))
-    return [int(x) for x in best.offsets], best.height
+    if thorough:
+        best = _squeak(blocks, best, enough, max(4, _PLACEMENTS // len(nbytes)))
+    return best.offsets, best.height
 
 
 @dataclass(frozen=True, slots=True)
 class _Packing:
     height: int
-    offsets: Ints
+    offsets: list[int]
     order: list[int]
     tight: bool
 
@@ -48,10 +54,10 @@ def _first_orders(blocks: _Blocks, enough: int) -> _Packing:
     best: _Packing | None = None
     for order in blocks.orders():
         for tight in (True, False):
-            packing = blocks.place(order, tight)
-            if best is None or packing.height < best.height:
+            packing = blocks.place(order, tight, best.height if best else None)
+            if packing is not None and (best is None or packing.height < best.height):
                 best = packing
-            if best.height <= enough:
+            if best is not None and best.height <= enough:
                 return best
     assert best is not None
     return best
@@ -62,27 +68,29 @@ def _squeak(blocks: _Blocks, best: _Packing, enough: int, tries: int) -> _Packin
     for _ in range(tries):
         if best.height <= enough:
             break
-        packing = blocks.place(_promote(blocks, packing, random), packing.tight)
+        order = _promote(blocks, packing, random)
+        packing = blocks.place(order, packing.tight, int(best.height * _WORSE)) or best
         if packing.height < best.height:
             best = packing
-        if packing.height > best.height * 1.1:
-            packing = best
     return best
 
 
 def _promote(blocks: _Blocks, packing: _Packing, random: np.random.Generator) -> list[int]:
     """Move the blocks at the very top some way towards the front."""
-    top = np.nonzero(packing.offsets + blocks.nbytes == packing.height)[0].tolist()
     order = list(packing.order)
-    for block in top:
-        at = order.index(block)
-        order.insert(int(random.integers(0, at + 1)), order.pop(at))
+    for block, offset in enumerate(packing.offsets):
+        if offset + blocks.sizes[block] == packing.height:
+            at = order.index(block)
+            order.insert(int(random.integers(0, at + 1)), order.pop(at))
     return order
 
 
 class _Blocks:
     def __init__(self, born: Ints, dies: Ints, nbytes: Ints, alignment: Ints) -> None:
-        self.born, self.dies, self.nbytes, self.alignment = born, dies, nbytes, alignment
+        self.born, self.dies, self.nbytes = born, dies, nbytes
+        self.sizes, self.steps = nbytes.tolist(), alignment.tolist()
+        # One row of bytes per block: which others are alive at the same time.
+        self.clashes = [((born <= d) & (dies >= b)).tobytes() for b, d in zip(born, dies, strict=True)]
 
     def alive(self) -> Ints:
         change = np.zeros(int(self.dies.max()) + 2, dtype=np.int64)
@@ -110,33 +118,32 @@ class _Blocks:
         ]
         return [np.lexsort(key).tolist() for key in keys]
 
-    def place(self, order: list[int], tight: bool) -> _Packing:
-        """Place blocks in an order: each in its tightest hole, or in its lowest."""
-        count = len(order)
-        low, high = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-        born, dies = self.born[order], self.dies[order]
-        sizes, steps = self.nbytes[order].tolist(), self.alignment[order].tolist()
-        for index in range(count):
-            clash = (born[:index] <= dies[index]) & (dies[:index] >= born[index])
-            low[index] = _hole(low[:index][clash], high[:index][clash], sizes[index], steps[index], tight)
-            high[index] = low[index] + sizes[index]
-        offsets = np.empty(count, dtype=np.int64)
-        offsets[order] = low
-        return _Packing(int(high.max()), offsets, order, tight)
+    def place(self, order: list[int], tight: bool, limit: int | None) -> _Packing | None:
+        """Place blocks in an order: each in its tightest hole, or in its lowest. None as soon as one ends above `limit`."""
+        placed: list[tuple[int, int, int]] = []  # low, high, block; sorted
+        offsets, height = [0] * len(order), 0
+        for block in order:
+            low = _hole(placed, self.clashes[block], self.sizes[block], self.steps[block], tight)
+            high = low + self.sizes[block]
+            if limit is not None and high > limit:
+                return None
+            insort(placed, (low, high, block))
+            offsets[block] = low
+            height = max(height, high)
+        return _Packing(height, offsets, order, tight)
 
 
-def _hole(low: Ints, high: Ints, nbytes: int, step: int, tight: bool) -> int:
-    """The start of the smallest (or the lowest) hole of `nbytes` between occupied spans, else the end of them all."""
-    if not len(low):
-        return 0
-    by_low = np.argsort(low, kind="stable")
-    low = low[by_low]
-    floor = np.empty(len(low) + 1, dtype=np.int64)
-    floor[0] = 0
-    np.maximum.accumulate(high[by_low], out=floor[1:])
-    start = -(-floor // step) * step
-    space = low - start[:-1]
-    fits = np.nonzero(space >= nbytes)[0]
-    if not len(fits):
-        return int(start[-1])
-    return int(start[fits[np.argmin(space[fits])] if tight else fits[0]])
+def _hole(placed: list[tuple[int, int, int]], clash: bytes, nbytes: int, step: int, tight: bool) -> int:
+    """The start of the smallest (or the lowest) hole of `nbytes` between clashing spans, else the end of them all."""
+    start, best, best_space = 0, -1, 0
+    for low, high, block in placed:
+        if not clash[block]:
+            continue
+        space = low - start
+        if space >= nbytes and (best < 0 or space < best_space):
+            best, best_space = start, space
+            if not tight or space == nbytes:
+                break
+        if high > start:
+            start = -(-high // step) * step
+    return best if best >= 0 else start

@@ -7,7 +7,7 @@ from gradbase.planner.problem import Problem
 from gradbase.planner.transfers import Timeline
 
 
-def pack_timeline(problem: Problem, timeline: Timeline, enough: int) -> tuple[list[int], int]:
+def pack_timeline(problem: Problem, timeline: Timeline, enough: int, thorough: bool) -> tuple[list[int], int]:
     """Offsets per stay and the arena's size; stops trying at `enough` bytes."""
     walk, root = timeline.walk, list(range(len(timeline.walk.stays)))
     for stay, life in enumerate(walk.stays):
@@ -22,6 +22,11 @@ def pack_timeline(problem: Problem, timeline: Timeline, enough: int) -> tuple[li
         if problem.tier is not None and (life.out or life.origin == "page-in"):
             alignment[block] = max(alignment[block], problem.tier.alignment_bytes)
     offsets, arena = pack(
-        [timeline.born[b] for b in blocks], dies, [timeline.nbytes[b] for b in blocks], alignment, enough
+        [timeline.born[b] for b in blocks],
+        dies,
+        [timeline.nbytes[b] for b in blocks],
+        alignment,
+        enough,
+        thorough=thorough,
     )
     return [offsets[number[r]] for r in root], arena

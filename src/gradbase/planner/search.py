@@ -31,8 +31,10 @@ _SHRINK_ROUNDS = 4
 _NO_LIMIT = 1 << 62
 _PACK_ROUNDS = 5
 _TAKE_BACK_ROUNDS = 8
-# Runs that the neighbourhood search may simulate, so that its length does not depend on the clock.
-_NEIGHBOUR_RUNS = 150_000
+# The neighbourhood search ends after this many runs simulated, or tries in a row that bring nothing: its length does
+# not depend on the clock.
+_NEIGHBOUR_RUNS = 120_000
+_NEIGHBOUR_PATIENCE = 12
 _CLOSE_ENOUGH = 0.005
 
 
@@ -130,18 +132,18 @@ class Search:
         """Bytes live at each position when every gap is given up."""
         return -self.room(Choice([PAGE] * len(self.problem.gaps)), 0.0)
 
-    def note(self, draft: Draft) -> Candidate:
+    def note(self, draft: Draft, thorough: bool = True) -> Candidate:
         """Pack a draft and remember it if it is the fastest that fits, or the smallest."""
-        candidate = self.packed(draft)
+        candidate = self.packed(draft, thorough)
         if self.least is None or candidate.total_bytes < self.least.total_bytes:
             self.least = candidate
         if candidate.total_bytes <= self.capacity and (self.best is None or candidate.time_us < self.best.time_us):
             self.best = candidate
         return candidate
 
-    def packed(self, draft: Draft) -> Candidate:
+    def packed(self, draft: Draft, thorough: bool = True) -> Candidate:
         state = self.kept_state(draft.choice)
-        offsets, arena = pack_timeline(self.problem, draft.timeline, self.capacity - state)
+        offsets, arena = pack_timeline(self.problem, draft.timeline, self.capacity - state, thorough)
         return Candidate(draft.choice.copy(), draft.timeline, state, offsets, arena)
 
     def keep_everything(self) -> Candidate:
@@ -294,14 +296,16 @@ class Search:
 
     def neighbours(self, target: float) -> None:
         """Forget parts of the best choice and repair it with disturbed estimates, while that pays."""
-        until = self.simulated_runs + _NEIGHBOUR_RUNS
-        while self.best is not None and not self.deadline.passed() and self.simulated_runs < until:
-            if self.best.time_us <= self.bound_us * (1 + _CLOSE_ENOUGH):
+        until, patience = self.simulated_runs + _NEIGHBOUR_RUNS, _NEIGHBOUR_PATIENCE
+        while self.best is not None and patience and not self.deadline.passed() and self.simulated_runs < until:
+            before = self.best.time_us
+            if before <= self.bound_us * (1 + _CLOSE_ENOUGH):
                 break
             self.noise = np.exp(self.random.normal(0.0, 0.4, len(self.problem.gaps)))
             draft = self.improved(self.forgotten(self.best), target)
-            if draft.fits and draft.timeline.time_us < self.best.time_us:
-                self.note(draft)
+            if draft.fits and draft.timeline.time_us < before:
+                self.note(draft, thorough=False)
+            patience = _NEIGHBOUR_PATIENCE if self.best.time_us < before * (1 - 1e-4) else patience - 1
 
     def forgotten(self, candidate: Candidate) -> Choice:
         """A copy of the choice without some of its decisions: expensive ones more often."""

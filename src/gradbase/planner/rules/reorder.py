@@ -26,6 +26,8 @@ def _hoist(logical: LogicalPlan, order: list[int]) -> list[int]:
     anchor: dict[int, int] = {}
     place: dict[int, float] = {}
     for operator in order:
+        if logical.operators[operator].phase == "update":
+            continue  # these are the business of early_update
         dies = _dying(logical, logical.operators[operator], readers, rank)
         if _bytes(logical, dies) <= _bytes(logical, logical.operators[operator].writes):
             continue

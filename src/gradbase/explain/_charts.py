@@ -187,15 +187,21 @@ def _time_grid(y: Axis) -> Iterator[str]:
 
 def _grid(y: Axis, step: float, text: Callable[[float], str]) -> Iterator[str]:
     for count in range(math.ceil(y.low / step), math.floor(y.high / step) + 1):
-        height = y(count * step)
+        height, label = y(count * step), _round(text(count * step))
         yield f'<path class="grid" d="M{_LEFT} {height:.1f}H{WIDTH - _RIGHT}"/>'
-        yield f'<text class="axis" x="{_LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{text(count * step)}</text>'
+        yield f'<text class="axis" x="{_LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{label}</text>'
+
+
+def _round(figure: str) -> str:
+    """A tick's figure without idle digits: "100.00 ms" -> "100 ms", "2.50 s" -> "2.5 s"."""
+    number, _, unit = figure.partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
 
 
 def _time_ticks(x: Axis) -> Iterator[str]:
     step = _decimal_step(x.high - x.low)
     for count in range(math.floor(x.high / step) + 1):
-        yield _tick(x(count * step), format_us(count * step))
+        yield _tick(x(count * step), _round(format_us(count * step)))
     yield _axis_title("time in the step")
 
 

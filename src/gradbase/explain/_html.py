@@ -9,8 +9,9 @@ from importlib.resources import files
 
 from gradbase.common.units import format_bytes, format_us
 from gradbase.explain._charts import WIDTH, Column, about, column_x, columns, curve_chart, memory_chart
+from gradbase.explain._groups import Group, choice_groups, holder_groups, operator_groups
 from gradbase.explain._measured import Measurements
-from gradbase.explain._report import Choice, CurvePoint, OperatorRow, Report, build_report
+from gradbase.explain._report import Choice, CurvePoint, Holder, OperatorRow, Report, build_report
 from gradbase.explain._timeline import LAYERS
 from gradbase.explain._tree import Node, folded
 from gradbase.ir.costs import Costs
@@ -66,7 +67,7 @@ def _data(report: Report, stack: Sequence[Column]) -> str:
 def _heading(report: Report, title: str) -> str:
     plan, logical = report.physical, report.logical
     rules = f" by {', '.join(plan.rules)}" if plan.rules else ""
-    counts = ", ".join(f"{count} {source}" for source, count in plan.estimates)
+    counts = ", ".join(f"{count} {source}" for source, count in report.estimates.items())
     lines = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{len(logical.operators)} operators on {escape(logical.device)}, planned in {plan.planning_s:.2f} s"
@@ -209,17 +210,19 @@ def _operators(report: Report) -> str:
     heads = ["Operator", "Module", "Line", "Kernel", "Runs", "Time", "Share"]
     if report.measurements:
         heads.append("Measured")
-    shown = report.operators[:_MOST_OPERATORS]
-    rows = (_operator(row, row.time_us / total_us, bool(report.measurements)) for row in shown)
+    groups = operator_groups(report.operators)[:_MOST_OPERATORS]
+    largest = max((sum(row.time_us for row in group.members) for group in groups), default=0.0) or 1.0
+    rows = (_operator(group, total_us, largest, bool(report.measurements)) for group in groups)
     return f"<h2>Most expensive operators</h2>\n{_table(heads, rows, left=(0, 1, 2, 3))}"
 
 
-def _operator(row: OperatorRow, share: float, measured: bool) -> list[str]:
-    operator = row.operator
-    texts = [escape(text) for text in (operator.name, operator.module, operator.source, operator.target)]
-    bar = f'<td class="bar" style="--share:{share:.1%}">{share:.1%}</td>'
-    cells = [*texts, str(row.runs), f"{format_us(row.time_us)}", bar]
-    return [*cells, _time_cell(row.measured_us)] if measured else cells
+def _operator(group: Group[OperatorRow], total_us: float, largest_us: float, measured: bool) -> list[str]:
+    operator = group.members[0].operator
+    texts = [escape(text) for text in (group.name, group.module, operator.source, operator.target)]
+    time_us = sum(row.time_us for row in group.members)
+    bar = f'<td class="bar" style="--share:{time_us / largest_us:.1%}">{time_us / total_us:.1%}</td>'
+    cells = [*texts, str(sum(row.runs for row in group.members)), format_us(time_us), bar]
+    return [*cells, _time_cell(sum(row.measured_us or 0.0 for row in group.members))] if measured else cells
 
 
 def _choices(report: Report, action: Action, heading: str, meaning: str) -> str:
@@ -227,32 +230,38 @@ def _choices(report: Report, action: Action, heading: str, meaning: str) -> str:
     if not chosen:
         return ""
     total = format_bytes(sum(choice.nbytes for choice in chosen))
-    shown = chosen[:_MOST_CHOICES]
-    more = f" The {len(shown)} largest of {len(chosen)}." if len(shown) < len(chosen) else ""
+    groups = choice_groups(chosen)
+    rest = [choice for group in groups[_MOST_CHOICES:] for choice in group.members]
+    more = f" Not shown: {len(rest)} with {format_bytes(sum(choice.nbytes for choice in rest))}." if rest else ""
     heads = ["Storage", "Module", "Bytes", "Adds", "Between", "Why"]
-    table = _table(heads, map(_choice, shown), left=(0, 1, 4, 5))
+    table = _table(heads, map(_choice, groups[:_MOST_CHOICES]), left=(0, 1, 4, 5))
     return f"<h2>{heading}: {total}</h2>\n<p>{meaning}{more}</p>\n{table}"
 
 
-def _choice(choice: Choice) -> list[str]:
-    between = f"{escape(choice.after)} and {escape(choice.before)}"
-    figures = [format_bytes(choice.nbytes), format_us(choice.cost_us)]
-    why = f'<td class="why">{escape(choice.why)}</td>'
-    return [escape(choice.name), escape(choice.module), *figures, between, why]
+def _choice(group: Group[Choice]) -> list[str]:
+    """Where and why are the first member's; the others of a group stand as it does in their blocks."""
+    first = group.members[0]
+    nbytes, cost_us = (sum(figures) for figures in zip(*((c.nbytes, c.cost_us) for c in group.members), strict=True))
+    between = f'<td class="why">{escape(first.after)} and {escape(first.before)}</td>'
+    why = f'<td class="why">{escape(first.why)}</td>'
+    return [escape(group.name), escape(group.module), format_bytes(nbytes), format_us(cost_us), between, why]
 
 
 def _peak(report: Report) -> str:
     peak = report.peak
     if peak.operator == -1:
         return ""
-    rows = (
-        [escape(held.name), escape(held.module), held.layer, format_bytes(held.nbytes)]
-        for held in peak.holders[:_MOST_HOLDERS]
-    )
+    groups = holder_groups(peak.holders)
     name = escape(report.logical.operators[peak.operator].name)
-    rest = peak.holders[_MOST_HOLDERS:]
-    more = f" {len(rest)} smaller ones hold {format_bytes(sum(held.nbytes for held in rest))}." if rest else ""
+    rest = [held for group in groups[_MOST_HOLDERS:] for held in group.members]
+    more = f" Not shown: {len(rest)} that hold {format_bytes(sum(held.nbytes for held in rest))}." if rest else ""
+    rows = map(_held, groups[:_MOST_HOLDERS])
     return (
         f"<h2>What is live at the peak</h2>\n<p>{format_bytes(peak.total_bytes)} while {name} runs (instruction"
         f" {peak.instruction}).{more}</p>\n{_table(['Storage', 'Module', 'Kind', 'Bytes'], rows, left=(0, 1, 2))}"
     )
+
+
+def _held(group: Group[Holder]) -> list[str]:
+    nbytes = sum(held.nbytes for held in group.members)
+    return [escape(group.name), escape(group.module), group.members[0].layer, format_bytes(nbytes)]

@@ -49,7 +49,7 @@ def render_json(
         "device_profile": device_profile,
         "notes": list(logical.notes),
         "rules": list(physical.rules),
-        "estimates": dict(physical.estimates),
+        "estimates": report.estimates,
         "planning_s": physical.planning_s,
         "memory": _memory(report),
         "time": _time(report),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
@@ -119,6 +120,11 @@ class Report:
     operators: tuple[OperatorRow, ...]  # most expensive first
     choices: tuple[Choice, ...]  # largest first
     error: EstimationError | None
+
+    @property
+    def estimates(self) -> dict[str, int]:
+        """How many operators' estimates are measured, learned, or from the roofline."""
+        return dict(sorted(Counter(estimate.source for estimate in self.costs.operators).items(), key=lambda x: -x[1]))
 
     @property
     def gap(self) -> float | None:

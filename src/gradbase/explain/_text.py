@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from gradbase.common.units import format_bytes, format_us
 from gradbase.explain._curve import render_curve_text
+from gradbase.explain._groups import Group, choice_groups, holder_groups
 from gradbase.explain._measured import Measurements
-from gradbase.explain._report import Choice, CurvePoint, Report, build_report
+from gradbase.explain._report import Choice, CurvePoint, Holder, Report, build_report
 from gradbase.explain._tree import Node, folded
 from gradbase.ir.costs import Costs
 from gradbase.ir.logical import LogicalPlan
@@ -99,9 +100,11 @@ def _time_rows(report: Report) -> Iterator[str]:
 
 
 def _estimates(report: Report) -> str:
-    counts = ", ".join(f"{count} {source}" for source, count in report.physical.estimates)
+    text = ", ".join(f"{count} {source}" for source, count in report.estimates.items())
     tier = report.costs.tier
-    return counts + (f"; slow tier {tier.source}" if tier and report.physical.page_file_bytes else "")
+    if tier and report.physical.page_file_bytes:
+        text += f"; slow tier {tier.source}"
+    return text if "measured" in report.estimates else f"{text}; nothing was measured"
 
 
 def _row(label: str, text: str) -> str:
@@ -198,17 +201,18 @@ def _decisions(report: Report, action: Action, title: str) -> Iterator[str]:
     if not chosen:
         return
     yield f"{title} ({len(chosen)}, {format_bytes(sum(choice.nbytes for choice in chosen))})"
-    yield from _aligned_but_last(
-        [f"  {choice.name}", format_bytes(choice.nbytes), format_us(choice.cost_us), _reason(choice)]
-        for choice in chosen[:_MOST]
-    )
-    if len(chosen) > _MOST:
-        rest = chosen[_MOST:]
-        yield f"  and {len(rest)} smaller, {format_bytes(sum(choice.nbytes for choice in rest))}"
+    groups = choice_groups(chosen)
+    yield from _aligned_but_last(map(_choice, groups[:_MOST]))
+    if rest := [choice for group in groups[_MOST:] for choice in group.members]:
+        yield f"  and {len(rest)} more, {format_bytes(sum(choice.nbytes for choice in rest))}"
 
 
-def _reason(choice: Choice) -> str:
-    return f"{choice.module}, between {choice.after} and {choice.before}: {choice.why}"
+def _choice(group: Group[Choice]) -> list[str]:
+    first = group.members[0]
+    which = "the first between" if len(group.members) > 1 else "between"
+    reason = f"{group.module}, {which} {first.after} and {first.before}: {first.why}"
+    nbytes = sum(choice.nbytes for choice in group.members)
+    return [f"  {group.name}", format_bytes(nbytes), format_us(sum(c.cost_us for c in group.members)), reason]
 
 
 def _aligned_but_last(rows: Iterable[list[str]]) -> list[str]:
@@ -224,9 +228,12 @@ def _peak(report: Report) -> Iterator[str]:
     operator = report.logical.operators[peak.operator]
     place = f" in {operator.module}" if operator.module else ""
     yield f"most is live at instruction {peak.instruction}, {operator.name}{place}: {format_bytes(peak.total_bytes)}"
-    yield from _aligned_but_last(
-        [f"  {held.name}", format_bytes(held.nbytes), f"{held.layer}, {held.module}"] for held in peak.holders[:_MOST]
-    )
-    if len(peak.holders) > _MOST:
-        rest = peak.holders[_MOST:]
-        yield f"  and {len(rest)} smaller, {format_bytes(sum(held.nbytes for held in rest))}"
+    groups = holder_groups(peak.holders)
+    yield from _aligned_but_last(map(_held, groups[:_MOST]))
+    if rest := [held for group in groups[_MOST:] for held in group.members]:
+        yield f"  and {len(rest)} more, {format_bytes(sum(held.nbytes for held in rest))}"
+
+
+def _held(group: Group[Holder]) -> list[str]:
+    nbytes = sum(held.nbytes for held in group.members)
+    return [f"  {group.name}", format_bytes(nbytes), f"{group.members[0].layer}, {group.module}"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gradbase.explain import render_curve_text, render_html, render_json, render_perfetto, render_text
+from gradbase.explain import Measurements, render_curve_text, render_html, render_json, render_perfetto, render_text
 from tests.explain.plans import CURVE, blocks, six_measurements
 from tests.ir.plans import six_costs, six_operators, six_physical
 
@@ -68,6 +68,17 @@ def test_json_has_the_documented_keys() -> None:
         "estimate": "measured",
     }
     assert explained["measured"]["q_error"] == {"count": 7, "median": pytest.approx(1.1), "p90": pytest.approx(1.46)}
+
+
+def test_measurements_of_no_instruction_leave_the_columns_empty() -> None:
+    measurements = Measurements((), measured_peak_bytes=4300)
+    text = render_text(*_six(), measurements=measurements)
+    assert "peak 4.20 KiB, 98.4% of the predicted" in text
+    assert "q-error" not in text
+    explained = render_json(*_six(), measurements=measurements)
+    assert {row["measured_us"] for row in explained["operators"]} == {None}
+    render_html(*_six(), measurements=measurements)
+    render_perfetto(*_six(), measurements=measurements)
 
 
 def test_json_knows_no_infinity() -> None:

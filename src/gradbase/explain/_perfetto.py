@@ -82,9 +82,8 @@ def _measured(
     logical: LogicalPlan, physical: PhysicalPlan, measurements: Measurements
 ) -> Iterator[dict[str, Any]]:
     now = 0.0
-    for index, (step, time_us) in enumerate(
-        zip(physical.instructions, measurements.instruction_time_us, strict=True)
-    ):
+    measured = measurements.times_of(len(physical.instructions))
+    for index, (step, time_us) in enumerate(zip(physical.instructions, measured, strict=True)):
         if time_us:
             name, args = _about(logical, physical, step)
             yield _event(_MEASURED, name, now, now + time_us, args | {"instruction": index})

@@ -221,11 +221,12 @@ def _operator_rows(
     logical: LogicalPlan, physical: PhysicalPlan, costs: Costs, measurements: Measurements | None
 ) -> tuple[OperatorRow, ...]:
     runs = [0] * len(logical.operators)
-    measured: list[float | None] = [0.0 if measurements else None] * len(logical.operators)
-    for index, step in enumerate(physical.instructions):
+    measured: list[float | None] = [0.0] * len(logical.operators)
+    seen_us = (measurements or Measurements(())).times_of(len(physical.instructions))
+    for step, now in zip(physical.instructions, seen_us, strict=True):
         if isinstance(step, Compute):
             runs[step.operator] += 1
-            before, now = measured[step.operator], measurements.instruction_time_us[index] if measurements else None
+            before = measured[step.operator]
             measured[step.operator] = None if before is None or now is None else before + now
     rows = (
         OperatorRow(operator, times, times * estimate.time_us, seen, estimate.source)
@@ -263,7 +264,7 @@ def _estimation_error(
     if measurements is None:
         return None
     errors = []
-    for step, measured_us in zip(physical.instructions, measurements.instruction_time_us, strict=True):
+    for step, measured_us in zip(physical.instructions, measurements.times_of(len(physical.instructions)), strict=True):
         if isinstance(step, Compute) and measured_us:
             estimated_us = costs.operators[step.operator].time_us
             if estimated_us > 0:

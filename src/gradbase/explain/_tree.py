@@ -124,7 +124,7 @@ def _add_times(
     logical: LogicalPlan,
     owner: list[Node],
 ) -> None:
-    measured = measurements.instruction_time_us if measurements else (None,) * len(physical.instructions)
+    measured = (measurements or Measurements(())).times_of(len(physical.instructions))
     for index, instruction in enumerate(physical.instructions):
         if not isinstance(instruction, Compute):
             continue

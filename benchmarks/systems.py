@@ -4,7 +4,7 @@ eager             PyTorch as it is
 checkpoint        torch.utils.checkpoint around each of the recipe's blocks, use_reentrant=False
 disk              saved_tensors_hooks that write what autograd saves to files and read it back
 compile-B         torch.compile with activation_memory_budget B, 0 to 1
-gradbase-P        gradbase at P percent of eager's peak
+gradbase-M        gradbase within M: "50%" of eager's peak, "400000000" bytes, or "least", the least that is feasible
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,16 +22,30 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gradbase.common.errors import InfeasibleError
+
 Step = Callable[[Any], torch.Tensor]
 
 SMALLEST_ON_DISK_BYTES = 4096  # below a page of the file system a file saves nothing
 
 
-def build(system: str, recipe: ModuleType, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> Step:
-    """The step of `system`, such as "eager", "compile-0.5" or "gradbase-50"; `batch` is one to plan with."""
+@dataclass(frozen=True)
+class Job:
+    """A recipe with its model and optimizer made; `batch` is one to plan with, `catalog` a file of statistics."""
+
+    recipe: ModuleType
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: Any = None
+    catalog: Path | None = None
+
+
+def build(system: str, job: Job) -> Step:
+    """The step of `system`, such as "eager", "compile-0.5" or "gradbase-50%"."""
     name, _, setting = system.partition("-")
+    recipe, model, optimizer = job.recipe, job.model, job.optimizer
     if name == "gradbase":
-        return _gradbase(recipe, model, optimizer, batch, f"{setting}%")
+        return _gradbase_at_least(job) if setting == "least" else _gradbase(job, setting)
     if name == "compile":
         return _compiled(recipe, model, optimizer, float(setting))
     if name == "checkpoint":
@@ -53,10 +68,17 @@ def _eager(loss: Callable[..., torch.Tensor], model: nn.Module, optimizer: torch
     return step
 
 
-def _gradbase(recipe: ModuleType, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, memory: str) -> Step:
+def _gradbase(job: Job, memory: str) -> Step:
     import gradbase as gb
 
-    return gb.compile(model, recipe.loss, optimizer, batch, memory=memory)
+    return gb.compile(job.model, job.recipe.loss, job.optimizer, job.batch, memory=memory, catalog=job.catalog)
+
+
+def _gradbase_at_least(job: Job) -> Step:
+    try:
+        return _gradbase(job, "1")
+    except InfeasibleError as error:
+        return _gradbase(job, str(error.least_bytes))
 
 
 def _compiled(recipe: ModuleType, model: nn.Module, optimizer: torch.optim.Optimizer, budget: float) -> Step:

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import statistics
 import sys
@@ -24,6 +25,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import memory, systems
+from gradbase.common.errors import GradbaseError
 
 WARM_UP_STEPS = 2  # the first makes the optimizer's state and the kernels' caches, the second settles the allocator
 
@@ -34,14 +36,23 @@ def main() -> None:
     parser.add_argument("system")
     parser.add_argument("--steps", type=int, default=WARM_UP_STEPS + 3)
     parser.add_argument("--memory", action="store_true", help="measure the peak; times then mean nothing")
+    parser.add_argument("--catalog", type=Path, help="gradbase's file of statistics (default: the user's own)")
     arguments = parser.parse_args()
-    if arguments.steps <= WARM_UP_STEPS:
+    if arguments.steps <= WARM_UP_STEPS and not arguments.memory:
         parser.error(f"--steps must be above {WARM_UP_STEPS}, the steps that warm up")
-    recipe = load(arguments.recipe)
     with contextlib.redirect_stdout(sys.stderr):
-        measure = measure_memory if arguments.memory else measure_time
-        row = measure(recipe, arguments.system, arguments.steps)
+        row = measure(arguments)
     print(json.dumps({"recipe": arguments.recipe.stem, "system": arguments.system, **row}))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, or `{"error": ...}` where gradbase refuses, so that the table can say so."""
+    recipe = load(arguments.recipe)
+    run = measure_memory if arguments.memory else measure_time
+    try:
+        return run(recipe, arguments.system, arguments.steps, arguments.catalog)
+    except GradbaseError as error:
+        return {"error": str(error)}
 
 
 def load(path: Path) -> ModuleType:
@@ -54,14 +65,11 @@ def load(path: Path) -> ModuleType:
     return recipe
 
 
-def measure_time(recipe: ModuleType, system: str, steps: int) -> dict[str, Any]:
-    """Losses, the hash of the final parameters, and the median time of the steps after the warm-up, in µs."""
-    torch.manual_seed(0)
-    model = recipe.model()
-    optimizer = recipe.optimizer(model)
-    feed, first = peeked(recipe.batches())
+def measure_time(recipe: ModuleType, system: str, steps: int, catalog: Path | None) -> dict[str, Any]:
+    """Losses, hashes of what was trained, and the median time of the steps after the warm-up, in µs."""
+    job, feed = prepare(recipe, catalog)
     started = time.perf_counter()
-    step = systems.build(system, recipe, model, optimizer, first)
+    step = systems.build(system, job)
     build_s = time.perf_counter() - started
     losses, times_us = [], []
     for _ in range(steps):
@@ -75,65 +83,58 @@ def measure_time(recipe: ModuleType, system: str, steps: int) -> dict[str, Any]:
         "first_step_s": times_us[0] / 1e6,
         "build_s": build_s,
         "losses": losses,
-        **hashes(model),
+        **hashes(job.model),
         **predictions(step),
     }
 
 
-def measure_memory(recipe: ModuleType, system: str, steps: int) -> dict[str, Any]:
+def measure_memory(recipe: ModuleType, system: str, steps: int, catalog: Path | None) -> dict[str, Any]:
     """The peak of the last step, above the process's own baseline.
 
     The baseline is what is resident before the first step, less the tensors that are there by then: the
-    interpreter, torch, warmed kernels, the compiled code or plan. `peak_bytes` is above that: parameters,
-    state, gradients, activations, workspace. `above_state_bytes` leaves out parameters, buffers and optimizer state.
+    interpreter, torch, warmed kernels, the compiled code or plan. `peak_bytes` is above that: parameters, buffers,
+    optimizer state, one batch, gradients, activations, workspace. `above_state_bytes` leaves out the first four.
     """
     warm_kernels(recipe)
-    torch.manual_seed(0)
-    model = recipe.model()
-    optimizer = recipe.optimizer(model)
-    feed, batch = peeked(recipe.batches())
-    before_build = memory.settled_bytes() - tensor_bytes(model, optimizer, batch)
-    step = systems.build(system, recipe, model, optimizer, batch)
-    baseline = memory.settled_bytes() - tensor_bytes(model, optimizer, batch)
-    del batch
+    job, feed = prepare(recipe, catalog)
+    before_build = memory.settled_bytes() - tensor_bytes(job, job.batch)
+    step = systems.build(system, job)
+    baseline = memory.settled_bytes() - tensor_bytes(job, job.batch)
     for _ in range(steps):
         batch = next(feed)
         memory.reset_peak()
         step(batch)
-    peak = memory.peak_bytes() - baseline
+    above_state = memory.peak_bytes() - baseline - tensor_bytes(job, [job.batch, batch])
     return {
-        "peak_bytes": peak,
-        "above_state_bytes": peak - tensor_bytes(model, optimizer, batch),
-        "state_bytes": tensor_bytes(model, optimizer, None),
+        "peak_bytes": above_state + tensor_bytes(job, batch),
+        "above_state_bytes": above_state,
+        "state_bytes": tensor_bytes(job, None),
         "build_bytes": baseline - before_build,
         **predictions(step),
     }
 
 
+def prepare(recipe: ModuleType, catalog: Path | None) -> tuple[systems.Job, Iterator[Any]]:
+    """Model, optimizer and batches, made in the order that every runner of recipes keeps."""
+    torch.manual_seed(0)
+    model = recipe.model()
+    optimizer = recipe.optimizer(model)
+    feed = iter(recipe.batches())
+    first = next(feed)
+    return systems.Job(recipe, model, optimizer, first, catalog), itertools.chain([first], feed)
+
+
 def warm_kernels(recipe: ModuleType) -> None:
     """One eager step on a model that is thrown away: thread pools, primitive caches, lazy imports."""
     model = recipe.model()
-    step = systems.build("eager", recipe, model, recipe.optimizer(model), None)
+    step = systems.build("eager", systems.Job(recipe, model, recipe.optimizer(model)))
     step(next(iter(recipe.batches())))
 
 
-def peeked(batches: Any) -> tuple[Iterator[Any], Any]:
-    """An iterator over all of `batches`, and the first of them."""
-    feed = iter(batches)
-    first = next(feed)
-
-    def replay() -> Iterator[Any]:
-        nonlocal first
-        yield first
-        first = None
-        yield from feed
-
-    return replay(), first
-
-
-def tensor_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> int:
-    """Bytes of parameters, buffers, optimizer state and the batch; shared storages count once."""
-    leaves = tree_leaves([list(model.parameters()), list(model.buffers()), list(optimizer.state.values()), batch])
+def tensor_bytes(job: systems.Job, batches: Any) -> int:
+    """Bytes of parameters, buffers, optimizer state and `batches`; shared storages count once."""
+    state = list(job.optimizer.state.values())
+    leaves = tree_leaves([list(job.model.parameters()), list(job.model.buffers()), state, batches])
     storages = {leaf.untyped_storage().data_ptr(): leaf for leaf in leaves if isinstance(leaf, torch.Tensor)}
     return sum(leaf.untyped_storage().nbytes() for leaf in storages.values())
 
@@ -160,10 +161,12 @@ def predictions(step: Any) -> dict[str, Any]:
         return {}
     return {
         "budget_bytes": plan.budget_bytes,
+        "eager_peak_bytes": step.eager_peak_bytes,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "predicted_time_us": plan.predicted_time_us,
         "lower_bound_time_us": plan.lower_bound_time_us,
-        "planning_s": plan.planning_s,
+        "search_s": plan.planning_s,
+        "planning_s": step.planning_s,
     }
 
 

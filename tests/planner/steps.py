@@ -151,7 +151,8 @@ def graph(seed: int, operators: int, tier: Tier | None, *, pure: bool = False) -
     for _ in range(operators):
         readable = [s for s in known if s not in states]
         reads = tuple(draw.sample(readable, min(len(readable), draw.randint(0, 3))))
-        writes = tuple(step.storage(draw.randint(0, 40) * 64 + draw.choice([0, 0 if pure else 4])) for _ in range(draw.randint(0, 3)))
+        sizes = [draw.randint(0, 40) * 64 + draw.choice([0, 0 if pure else 4]) for _ in range(draw.randint(0, 3))]
+        writes = tuple(step.storage(nbytes) for nbytes in sizes)
         mutates = tuple(draw.sample(reads, 1)) if reads and not pure and draw.random() < 0.12 else ()
         if states and not pure and draw.random() < 0.1:
             mutates += (states.pop(),)

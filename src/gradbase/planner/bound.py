@@ -2,9 +2,10 @@
 
 Whatever a plan does, every operator runs once, and while the one at position p runs for the first time, its arguments
 and results are resident and so is every storage whose gap covers p, unless that gap was given up. Giving up a gap
-costs at least the tax of reading it back (and a share of writing it), or a share of its producer's time. In-place
-operators get every credit they could have. Dropping the rest of what a plan must obey (stalls, arguments of
-recomputations, packing, integrality) only makes the bound smaller, so it stays one.
+costs at least the tax of reading it back (and a share of writing it), or a share of its producer's time. It is read
+back within its gap, and written since it was made: where a channel is too slow for that, the step gets longer. In-place
+operators get every credit they could have. Dropping the rest of what a plan must obey (the order of transfers, arguments
+of recomputations, packing, integrality) only makes the bound smaller, so it stays one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gradbase.planner.cover import Item, cover
-from gradbase.planner.problem import Gap, Problem
+from gradbase.planner.cover import Item, Transfer, cover
+from gradbase.planner.problem import INFINITE_US, Gap, Problem
 
 
 def lower_bound_us(problem: Problem, budget_bytes: int | None) -> float:
@@ -21,8 +22,13 @@ def lower_bound_us(problem: Problem, budget_bytes: int | None) -> float:
     if budget_bytes is None:
         return problem.total_us
     demand = keep_all_bytes(problem) - problem.capacity_bytes(budget_bytes)
-    items = [i for gap in problem.gaps if (i := _item(problem, gap)) is not None]
-    return problem.total_us + cover(items, demand).cost_us
+    items = [item for gap in problem.gaps for item in _items(problem, gap)]
+    return problem.total_us + cover(items, demand, position_us(problem), added=True).cost_us
+
+
+def position_us(problem: Problem) -> NDArray[np.float64]:
+    """Computing time of each position in µs; the end takes none."""
+    return np.array([problem.time_us[operator] for operator in problem.order] + [0.0])
 
 
 def keep_all_bytes(problem: Problem) -> NDArray[np.float64]:
@@ -54,19 +60,29 @@ def _inplace_credit(problem: Problem) -> list[tuple[int, tuple[int, int, bool]]]
     return credit
 
 
-def _item(problem: Problem, gap: Gap) -> Item | None:
-    storage = problem.producer[gap.storage]
+def _items(problem: Problem, gap: Gap) -> list[Item]:
+    """The ways to give up a gap, at the least that each can cost."""
+    covered = ((_first_covered(problem, gap), gap.before - 1),)
+    items = []
+    if gap.page_us < INFINITE_US and problem.tier is not None:
+        spans = ((0, gap.after - 1), (gap.after + 1, problem.end)) if gap.spill else covered
+        out_us = gap.out_us if gap.spill else gap.out_us / len(problem.gaps_of[gap.storage])
+        cost = problem.tier.compute_tax * (gap.in_us + out_us)
+        items.append(Item(spans, gap.nbytes, cost, gap.id, transfers(problem, gap, problem.uses[gap.storage][0], out_us)))
+    if not gap.spill and problem.may_recompute(gap.storage, gap.before):
+        operator = problem.producer[gap.storage]
+        share = problem.time_us[operator] / len(problem.writes[operator])
+        items.append(Item(covered, gap.nbytes, share, gap.id))
+    return items
+
+
+def transfers(problem: Problem, gap: Gap, written_after: int, out_us: float) -> tuple[Transfer, ...]:
+    """What paging a gap puts on the channels: `out_us` of writing from `written_after` on, then reading it back."""
+    assert problem.tier is not None
+    reading = int(problem.tier.duplex)
     if gap.spill:
-        return Item(((0, gap.after - 1), (gap.after + 1, problem.end)), gap.nbytes, gap.page_us, gap.id)
-    costs = []
-    if problem.tier is not None and gap.page_us < float("inf"):
-        tax, gaps = problem.tier.compute_tax, len(problem.gaps_of[gap.storage])
-        costs.append(tax * (gap.in_us + gap.out_us / gaps))
-    if problem.may_recompute(gap.storage, gap.before):
-        costs.append(problem.time_us[storage] / len(problem.writes[storage]))
-    if not costs:
-        return None
-    return Item(((_first_covered(problem, gap), gap.before - 1),), gap.nbytes, min(costs), gap.id)
+        return Transfer(0, gap.after, problem.end, out_us), Transfer(reading, -1, gap.after, gap.in_us)
+    return Transfer(0, written_after, gap.before, out_us), Transfer(reading, gap.after, gap.before, gap.in_us)
 
 
 def _first_covered(problem: Problem, gap: Gap) -> int:

@@ -6,56 +6,81 @@ With m(p) the bytes freed at position p, a linear program over 0 <= x <= 1 (the 
 
 m is written as differences between neighbouring positions, so every gap stands in two rows instead of in every
 position it covers: the constraint matrix of a network, on which the dual simplex takes few steps.
+
+Transfers need time on their channel. The step is cut into segments of equal computing time; y(i, j) sums the transfers
+that must happen within segments i .. j and within no shorter stretch, and for every stretch
+
+    sum of y within the stretch  <=  sum over its segments of (computing time + s)
+
+with s(k) >= 0 the time by which segment k gets longer. In a bound (`added`) the s are all the time that is added, so
+their sum is minimised and is at least the sum of costs. To choose a plan they are stalls, on top of the costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import highspy
 import numpy as np
 from numpy.typing import NDArray
 
-_SCALE = 1 / 2**20  # rows in MiB, so that coefficients stay near one
+Floats = NDArray[np.float64]
+Entries = list[tuple[int, float]]
+
+_SCALE = 1 / 2**20  # bytes to MiB, so that coefficients stay near one
+_SCALE_US = 1e-3  # µs to ms
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """`time_us` on a channel, somewhere from the end of the operator at `after` to the start of the one at `before`."""
+
+    channel: int
+    after: int
+    before: int
+    time_us: float
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something to give up: the bytes it frees at the positions of its inclusive spans, and its cost in µs."""
+    """Something to give up: the bytes it frees at the positions of its inclusive spans, its cost and its transfers."""
 
     spans: tuple[tuple[int, int], ...]
     nbytes: int
     cost_us: float
     group: int  # at most one unit of a group is given up
+    transfers: tuple[Transfer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """Share of each item given up, and a proven lower bound of the cost (inf: no cover exists)."""
+    """Share of each item given up, and a proven lower bound of the time that is added (inf: no cover exists)."""
 
-    shares: NDArray[np.float64]
+    shares: Floats
     cost_us: float
 
 
-def cover(items: Sequence[Item], demand: NDArray[np.float64]) -> Cover:
-    """Solve the relaxation for `demand` bytes per position."""
+def cover(items: Sequence[Item], demand: Floats, position_us: Floats, *, added: bool, segments: int = 16) -> Cover:
+    """Solve the relaxation for `demand` bytes per position; `position_us` is the computing time of each position."""
     rows = np.nonzero(demand > 0)[0]
     if not len(rows):
         return Cover(np.zeros(len(items)), 0.0)
     spans = [_in_rows(item, rows) for item in items]
     used = [i for i, s in enumerate(spans) if s]
-    model = _model([items[i] for i in used], [spans[i] for i in used], demand[rows])
-    solver = highspy.Highs()
-    solver.setOptionValue("output_flag", False)
-    solver.setOptionValue("threads", 1)
-    solver.passModel(model)
-    solver.run()
-    if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+    program = _Program()
+    columns = [program.column(items[i].cost_us * (not added) * _SCALE_US, 0.0, 1.0) for i in used]
+    for column, index in zip(columns, used, strict=True):
+        program.add_cover(column, items[index], spans[index], len(rows))
+    program.add_demand(demand[rows] * _SCALE)
+    program.add_groups(columns, [items[i] for i in used])
+    program.add_channels(columns, [items[i] for i in used], _Segments(position_us, segments), added)
+    solved = program.solve()
+    if solved is None:
         return Cover(np.ones(len(items)), float("inf"))
     shares = np.zeros(len(items))
-    shares[used] = np.array(solver.getSolution().col_value)[: len(used)]
-    return Cover(shares, float(solver.getInfo().objective_function_value))
+    shares[used] = solved[0][: len(used)]
+    return Cover(shares, max(0.0, solved[1] / _SCALE_US))
 
 
 def _in_rows(item: Item, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -68,42 +93,141 @@ def _in_rows(item: Item, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
     return spans
 
 
-def _model(items: Sequence[Item], spans: list[list[tuple[int, int]]], demand: NDArray[np.float64]) -> highspy.HighsLp:
-    """Columns: items, then m per row. Rows: m(r) - m(r - 1) - (items starting) + (items ending) = 0, then groups."""
-    count, rows = len(items), len(demand)
-    columns = [_column(item, span, rows) for item, span in zip(items, spans, strict=True)]
-    groups = _add_groups(items, columns, rows)
-    columns += [[(r, 1.0)] + ([(r + 1, -1.0)] if r + 1 < rows else []) for r in range(rows)]
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = count + rows, rows + groups
-    lp.col_cost_ = np.array([i.cost_us for i in items] + [0.0] * rows)
-    lp.col_lower_ = np.concatenate([np.zeros(count), demand * _SCALE])
-    lp.col_upper_ = np.concatenate([np.ones(count), np.full(rows, highspy.kHighsInf)])
-    lp.row_lower_ = np.concatenate([np.zeros(rows), np.full(groups, -highspy.kHighsInf)])
-    lp.row_upper_ = np.concatenate([np.zeros(rows), np.ones(groups)])
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    lp.a_matrix_.start_ = np.cumsum([0] + [len(c) for c in columns]).astype(np.int32)
-    lp.a_matrix_.index_ = np.array([r for c in columns for r, _ in c], dtype=np.int32)
-    lp.a_matrix_.value_ = np.array([v for c in columns for _, v in c])
-    return lp
+class _Segments:
+    """Positions cut into stretches of about equal computing time.
+
+    What happens between two positions (stalls, recomputations) counts to the segment of the first.
+    """
+
+    def __init__(self, position_us: Floats, count: int) -> None:
+        ends = np.cumsum(position_us)
+        total = float(ends[-1]) if len(ends) else 0.0
+        middle = ends - position_us / 2
+        self.of = np.minimum((middle / max(total, 1e-9) * count).astype(np.int64), count - 1)
+        self.time_us = np.bincount(self.of, weights=position_us, minlength=count)
+        self.count = count
+
+    def stretch(self, transfer: Transfer) -> tuple[int, int]:
+        """First and last segment in which a transfer may run."""
+        last = len(self.of) - 1
+        first = int(self.of[max(0, min(transfer.after, last))])
+        return first, max(first, int(self.of[max(0, min(transfer.before - 1, last))]))
 
 
-def _column(item: Item, spans: list[tuple[int, int]], rows: int) -> list[tuple[int, float]]:
-    entries: dict[int, float] = {}
-    for first, last in spans:
-        entries[first] = entries.get(first, 0.0) - item.nbytes * _SCALE
-        if last < rows:
-            entries[last] = entries.get(last, 0.0) + item.nbytes * _SCALE
-    return [(row, value) for row, value in sorted(entries.items()) if value]
+@dataclass(slots=True)
+class _Program:
+    """A linear program put together column by column; rows are named by any key."""
 
+    cost: list[float] = field(default_factory=list)
+    lower: list[float] = field(default_factory=list)
+    upper: list[float] = field(default_factory=list)
+    entries: list[Entries] = field(default_factory=list)
+    row_lower: list[float] = field(default_factory=list)
+    row_upper: list[float] = field(default_factory=list)
 
-def _add_groups(items: Sequence[Item], columns: list[list[tuple[int, float]]], rows: int) -> int:
-    """One row for every group of several items: their shares sum to one at most."""
-    members: dict[int, list[int]] = {}
-    for index, item in enumerate(items):
-        members.setdefault(item.group, []).append(index)
-    several = [indices for indices in members.values() if len(indices) > 1]
-    for number, indices in enumerate(several):
-        for index in indices:
-            columns[index].append((rows + number, 1.0))
-    return len(several)
+    def column(self, cost: float, lower: float, upper: float) -> int:
+        self.cost.append(cost)
+        self.lower.append(lower)
+        self.upper.append(upper)
+        self.entries.append([])
+        return len(self.cost) - 1
+
+    def row(self, lower: float, upper: float) -> int:
+        self.row_lower.append(lower)
+        self.row_upper.append(upper)
+        return len(self.row_lower) - 1
+
+    def add_cover(self, column: int, item: Item, spans: list[tuple[int, int]], rows: int) -> None:
+        """The item in m(r) - m(r - 1) - (items starting) + (items ending) = 0; these rows come first."""
+        change: dict[int, float] = {}
+        for first, last in spans:
+            change[first] = change.get(first, 0.0) - item.nbytes * _SCALE
+            if last < rows:
+                change[last] = change.get(last, 0.0) + item.nbytes * _SCALE
+        self.entries[column] += [(row, value) for row, value in sorted(change.items()) if value]
+
+    def add_demand(self, demand: Floats) -> None:
+        for index, least in enumerate(demand.tolist()):
+            column, row = self.column(0.0, least, highspy.kHighsInf), self.row(0.0, 0.0)
+            assert row == index
+            self.entries[column].append((row, 1.0))
+            if index + 1 < len(demand):
+                self.entries[column].append((row + 1, -1.0))
+
+    def add_groups(self, columns: list[int], items: list[Item]) -> None:
+        """One row for every group of several items: their shares sum to one at most."""
+        members: dict[int, list[int]] = {}
+        for column, item in zip(columns, items, strict=True):
+            members.setdefault(item.group, []).append(column)
+        for group in members.values():
+            if len(group) > 1:
+                row = self.row(-highspy.kHighsInf, 1.0)
+                for column in group:
+                    self.entries[column].append((row, 1.0))
+
+    def add_channels(self, columns: list[int], items: list[Item], segments: _Segments, added: bool) -> None:
+        longer = [self.column(1.0, 0.0, highspy.kHighsInf) for _ in range(segments.count)]
+        if added:
+            row = self.row(0.0, highspy.kHighsInf)
+            for column in longer:
+                self.entries[column].append((row, 1.0))
+            for column, item in zip(columns, items, strict=True):
+                self.entries[column].append((row, -item.cost_us * _SCALE_US))
+        for channel in sorted({t.channel for item in items for t in item.transfers}):
+            sums = self.sum_by_stretch(columns, items, segments, channel)
+            self.limit_stretches(sums, segments, longer)
+
+    def sum_by_stretch(
+        self, columns: list[int], items: list[Item], segments: _Segments, channel: int
+    ) -> dict[tuple[int, int], int]:
+        """The columns y: a row each says that it is the sum of its transfers."""
+        sums: dict[tuple[int, int], int] = {}
+        rows: dict[tuple[int, int], int] = {}
+        for column, item in zip(columns, items, strict=True):
+            for transfer in item.transfers:
+                if transfer.channel != channel:
+                    continue
+                stretch = segments.stretch(transfer)
+                if stretch not in sums:
+                    sums[stretch], rows[stretch] = self.column(0.0, 0.0, highspy.kHighsInf), self.row(0.0, 0.0)
+                    self.entries[sums[stretch]].append((rows[stretch], -1.0))
+                self.entries[column].append((rows[stretch], transfer.time_us * _SCALE_US))
+        return sums
+
+    def limit_stretches(self, sums: dict[tuple[int, int], int], segments: _Segments, longer: list[int]) -> None:
+        for first, last in sorted({(i, j) for i, _ in sums for _, j in sums if i <= j}):
+            row = self.row(-highspy.kHighsInf, float(segments.time_us[first : last + 1].sum()) * _SCALE_US)
+            for (i, j), column in sums.items():
+                if first <= i and j <= last:
+                    self.entries[column].append((row, 1.0))
+            for column in longer[first : last + 1]:
+                self.entries[column].append((row, -1.0))
+
+    def solve(self) -> tuple[list[float], float] | None:
+        """Values and the optimum, None when there is no solution."""
+        solver = highspy.Highs()
+        solver.setOptionValue("output_flag", False)
+        solver.setOptionValue("threads", 1)
+        solver.passModel(self.model())
+        solver.run()
+        if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            return None
+        return list(solver.getSolution().col_value), float(solver.getInfo().objective_function_value)
+
+    def model(self) -> highspy.HighsLp:
+        # One entry per row and column, as the solver wants them.
+        merged: list[dict[int, float]] = []
+        for entries in self.entries:
+            column: dict[int, float] = {}
+            for row, value in entries:
+                column[row] = column.get(row, 0.0) + value
+            merged.append(column)
+        lp = highspy.HighsLp()
+        lp.num_col_, lp.num_row_ = len(self.cost), len(self.row_lower)
+        lp.col_cost_, lp.col_lower_, lp.col_upper_ = np.array(self.cost), np.array(self.lower), np.array(self.upper)
+        lp.row_lower_, lp.row_upper_ = np.array(self.row_lower), np.array(self.row_upper)
+        lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+        lp.a_matrix_.start_ = np.cumsum([0] + [len(c) for c in merged]).astype(np.int32)
+        lp.a_matrix_.index_ = np.array([r for c in merged for r in c], dtype=np.int32)
+        lp.a_matrix_.value_ = np.array([v for c in merged for v in c.values()])
+        return lp

@@ -119,7 +119,7 @@ class _Blocks:
         return [np.lexsort(key).tolist() for key in keys]
 
     def place(self, order: list[int], tight: bool, limit: int | None) -> _Packing | None:
-        """Place blocks in an order: each in its tightest hole, or in its lowest. None as soon as one ends above `limit`."""
+        """Place blocks in an order: each in its tightest hole or in its lowest. None once one ends above `limit`."""
         placed: list[tuple[int, int, int]] = []  # low, high, block; sorted
         offsets, height = [0] * len(order), 0
         for block in order:

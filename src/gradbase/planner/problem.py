@@ -224,8 +224,7 @@ def _add_spills(problem: Problem) -> None:
             continue
         out_us, in_us = transfer_us(tier, storage.nbytes, "out"), transfer_us(tier, storage.nbytes, "in")
         cost = tier.compute_tax * (out_us + in_us)
-        gap = Gap(
-            len(problem.gaps), storage.id, uses[0], uses[0], storage.nbytes, cost, INFINITE_US, out_us, in_us, spill=True
-        )
-        problem.spill_of[storage.id] = gap.id
+        number, update = len(problem.gaps), uses[0]
+        gap = Gap(number, storage.id, update, update, storage.nbytes, cost, INFINITE_US, out_us, in_us, spill=True)
+        problem.spill_of[storage.id] = number
         problem.gaps.append(gap)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradbase.planner.bound import keep_all_bytes
+from gradbase.planner.bound import keep_all_bytes, position_us, transfers
 from gradbase.planner.cover import Item, cover
-from gradbase.planner.moves import Moves, possible_moves
+from gradbase.planner.moves import possible_moves
 from gradbase.planner.packing import pack_timeline
 from gradbase.planner.problem import INFINITE_US, Gap, Problem
 from gradbase.planner.transfers import Timeline, gap_costs, lay_out
@@ -91,6 +91,7 @@ class Search:
     def __init__(self, problem: Problem, capacity_bytes: int, deadline: Deadline, bound_us: float = 0.0) -> None:
         self.problem, self.capacity, self.deadline, self.bound_us = problem, capacity_bytes, deadline, bound_us
         self.keep_all = keep_all_bytes(problem)
+        self.start_us = np.concatenate([[0.0], np.cumsum(position_us(problem))])
         self.page_us = np.array([g.page_us for g in problem.gaps])
         self.recompute_us = np.array([g.recompute_us for g in problem.gaps])
         self.random = np.random.default_rng(0)
@@ -166,7 +167,8 @@ class Search:
         self.simulated_runs += len(walk.runs)
         timeline = lay_out(self.problem, choice, walk)
         self.learn(choice, timeline)
-        return Draft(choice, timeline, timeline.peak_bytes + float(self.kept_state(choice)) - target)
+        excess: Floats = timeline.peak_bytes.astype(np.float64) + (self.kept_state(choice) - target)
+        return Draft(choice, timeline, excess)
 
     def give_in(self, choice: Choice, gap: int) -> None:
         assert choice.action[gap] == RECOMPUTE, "only a recomputation can reach a dead end"
@@ -208,7 +210,7 @@ class Search:
     def first_choice(self, target: float) -> Choice:
         """Gaps that the relaxed covering problem gives up for more than half."""
         items = [i for gap in self.problem.gaps for i in self.items(gap)]
-        solution = cover([item for item, _ in items], self.keep_all - target)
+        solution = cover([i for i, _ in items], self.keep_all - target, position_us(self.problem), added=False)
         choice = Choice([KEEP] * len(self.problem.gaps))
         if solution.cost_us < INFINITE_US:
             for (item, action), share in zip(items, solution.shares, strict=True):
@@ -217,15 +219,22 @@ class Search:
         return choice
 
     def items(self, gap: Gap) -> list[tuple[Item, int]]:
-        """Ways to give up a gap, with the action: paging, and recomputing where that is cheaper."""
+        """Ways to give up a gap, with the action."""
         items, page_us, recompute_us = [], float(self.page_us[gap.id]), float(self.recompute_us[gap.id])
-        between = ((gap.after + 1, gap.before - 1),)
         if page_us < INFINITE_US:
-            spans = ((0, gap.after - 1), (gap.after + 1, self.problem.end)) if gap.spill else between
-            items.append((Item(spans, gap.nbytes, page_us, gap.id), PAGE))
-        if recompute_us < page_us:
-            items.append((Item(between, gap.nbytes, recompute_us, gap.id), RECOMPUTE))
+            spans = ((0, gap.after - 1), (gap.after + 1, self.problem.end)) if gap.spill else self.away(gap)
+            moved = transfers(self.problem, gap, gap.after, gap.out_us)
+            items.append((Item(spans, gap.nbytes, page_us, gap.id, moved), PAGE))
+        if recompute_us < INFINITE_US:
+            items.append((Item(((gap.after + 1, gap.before - 1),), gap.nbytes, recompute_us, gap.id), RECOMPUTE))
         return items
+
+    def away(self, gap: Gap) -> tuple[tuple[int, int], ...]:
+        """Positions at which a paged gap's frame is free: not while it is written or read."""
+        begin = float(self.start_us[gap.after + 1]) + gap.out_us
+        end = float(self.start_us[gap.before]) - gap.in_us
+        low, high = (int(x) for x in np.searchsorted(self.start_us, (begin, end)))
+        return ((max(low, gap.after + 1), min(high - 1, gap.before - 1)),)
 
     # ---------------------------------------------------------------------------------------------- improvement
 

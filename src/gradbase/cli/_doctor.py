@@ -41,7 +41,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Check and print; the exit code is 0 unless something failed."""
     failed = False
     for look in _looks(arguments):
-        console.progress.update("checking", 0, None)
         for check in look():
             failed = failed or check.status == "fail"
             _print(console, check)
@@ -113,7 +112,7 @@ def _cores() -> Iterator[Check]:
     threads = torch.get_num_threads()
     found = f"{usable} usable, torch computes on {threads}"
     if threads > usable:
-        yield Check("cores", "warn", found, f"set OMP_NUM_THREADS={usable}: threads that share a core wait for each other")
+        yield Check("cores", "warn", found, f"set OMP_NUM_THREADS={usable}: threads that share a core only wait")
     else:
         yield Check("cores", "ok", found)
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradbase.planner.bound import keep_all_bytes, position_us, transfers
-from gradbase.planner.cover import Item, cover
+from gradbase.planner.bound import keep_all_bytes, position_us
+from gradbase.planner.chains import cut_chains
+from gradbase.planner.cover import Item, Transfer, cover
 from gradbase.planner.moves import possible_moves
 from gradbase.planner.packing import pack_timeline
 from gradbase.planner.problem import INFINITE_US, Gap, Problem
@@ -36,6 +37,8 @@ _TAKE_BACK_ROUNDS = 8
 _NEIGHBOUR_RUNS = 120_000
 _NEIGHBOUR_PATIENCE = 12
 _CLOSE_ENOUGH = 0.005
+# Chains of recomputations are cut to these parts of the step's time, one try each.
+_CHAIN_PARTS = (200, 50, 15)
 
 
 @dataclass(slots=True)
@@ -97,22 +100,35 @@ class Search:
         self.random = np.random.default_rng(0)
         self.noise = np.ones(len(problem.gaps))
         self.simulated_runs = 0
+        self.target = float(capacity_bytes)
         self.best: Candidate | None = None
         self.least: Candidate | None = None
 
     def run(self) -> Candidate | None:
         """The fastest candidate found that fits, or None."""
+        start = self.first_choice(float(self.capacity))
+        self.descend(start)
+        for parts in _CHAIN_PARTS:
+            if not self.close_enough() and not self.deadline.passed():
+                self.descend(cut_chains(self.problem, start, self.problem.total_us / parts))
+        self.neighbours()
+        return self.best
+
+    def descend(self, choice: Choice) -> None:
+        """Improve a choice; where packing wastes so much that it does not fit, again with a lower target."""
         target = float(self.capacity)
-        choice = self.first_choice(target)
         for _ in range(_PACK_ROUNDS):
+            self.target = target
             draft = self.improved(choice, target)
-            candidate = self.note(draft)
-            waste = candidate.total_bytes - self.capacity
-            if waste <= 0 or self.deadline.passed() or not draft.fits:
+            if not draft.fits or (self.best is not None and draft.timeline.time_us >= self.best.time_us):
+                break
+            waste = self.note(draft).total_bytes - self.capacity
+            if waste <= 0 or self.deadline.passed():
                 break
             target, choice = target - waste, draft.choice
-        self.neighbours(target)
-        return self.best
+
+    def close_enough(self) -> bool:
+        return self.best is not None and self.best.time_us <= self.bound_us * (1 + _CLOSE_ENOUGH)
 
     def shrink(self) -> Candidate:
         """The candidate with the least bytes found, between what no plan can do without and the first one found."""
@@ -209,8 +225,10 @@ class Search:
 
     def first_choice(self, target: float) -> Choice:
         """Gaps that the relaxed covering problem gives up for more than half."""
-        items = [i for gap in self.problem.gaps for i in self.items(gap)]
-        solution = cover([i for i, _ in items], self.keep_all - target, position_us(self.problem), added=False)
+        demand = self.keep_all - target
+        tight = np.nonzero(demand > 0)[0]
+        items = [i for gap in self.problem.gaps for i in self.items(gap, tight)]
+        solution = cover([i for i, _ in items], demand, position_us(self.problem), added=False)
         choice = Choice([KEEP] * len(self.problem.gaps))
         if solution.cost_us < INFINITE_US:
             for (item, action), share in zip(items, solution.shares, strict=True):
@@ -218,13 +236,12 @@ class Search:
                     choice.action[item.group] = action
         return choice
 
-    def items(self, gap: Gap) -> list[tuple[Item, int]]:
-        """Ways to give up a gap, with the action."""
+    def items(self, gap: Gap, tight: NDArray[np.int64]) -> list[tuple[Item, int]]:
+        """Ways to give up a gap, with the action; `tight` are positions at which memory is short."""
         items, page_us, recompute_us = [], float(self.page_us[gap.id]), float(self.recompute_us[gap.id])
         if page_us < INFINITE_US:
-            spans = ((0, gap.after - 1), (gap.after + 1, self.problem.end)) if gap.spill else self.away(gap)
-            moved = transfers(self.problem, gap, gap.after, gap.out_us)
-            items.append((Item(spans, gap.nbytes, page_us, gap.id, moved), PAGE))
+            spans = self.away(gap)
+            items.append((Item(spans, gap.nbytes, page_us, gap.id, self.moved(gap, spans, tight)), PAGE))
         if recompute_us < INFINITE_US:
             items.append((Item(((gap.after + 1, gap.before - 1),), gap.nbytes, recompute_us, gap.id), RECOMPUTE))
         return items
@@ -234,7 +251,23 @@ class Search:
         begin = float(self.start_us[gap.after + 1]) + gap.out_us
         end = float(self.start_us[gap.before]) - gap.in_us
         low, high = (int(x) for x in np.searchsorted(self.start_us, (begin, end)))
-        return ((max(low, gap.after + 1), min(high - 1, gap.before - 1)),)
+        low, high = max(low, gap.after + 1), min(high, gap.before) - 1
+        return ((0, high), (low, self.problem.end)) if gap.spill else ((low, high),)
+
+    def moved(self, gap: Gap, spans: tuple[tuple[int, int], ...], tight: NDArray[np.int64]) -> tuple[Transfer, ...]:
+        """Transfers: writing is over where memory first is short while the frame is free, reading starts after that."""
+        assert self.problem.tier is not None
+        first = int(np.searchsorted(tight, spans[-1][0]))
+        last = int(np.searchsorted(tight, spans[0][1] + 1)) - 1
+        over = int(tight[first]) if first < len(tight) else self.problem.end
+        ready = int(tight[last]) if last >= 0 else -1
+        reading = int(self.problem.tier.duplex)
+        before = self.problem.end if gap.spill else gap.before
+        after = -1 if gap.spill else gap.after
+        return (
+            Transfer(0, gap.after, min(over, before), gap.out_us),
+            Transfer(reading, max(ready, after), gap.before, gap.in_us),
+        )
 
     # ---------------------------------------------------------------------------------------------- improvement
 
@@ -303,15 +336,15 @@ class Search:
 
     # ---------------------------------------------------------------------------------------- the neighbourhood
 
-    def neighbours(self, target: float) -> None:
+    def neighbours(self) -> None:
         """Forget parts of the best choice and repair it with disturbed estimates, while that pays."""
         until, patience = self.simulated_runs + _NEIGHBOUR_RUNS, _NEIGHBOUR_PATIENCE
         while self.best is not None and patience and not self.deadline.passed() and self.simulated_runs < until:
             before = self.best.time_us
-            if before <= self.bound_us * (1 + _CLOSE_ENOUGH):
+            if self.close_enough():
                 break
             self.noise = np.exp(self.random.normal(0.0, 0.4, len(self.problem.gaps)))
-            draft = self.improved(self.forgotten(self.best), target)
+            draft = self.improved(self.forgotten(self.best), self.target)
             if draft.fits and draft.timeline.time_us < before:
                 self.note(draft, thorough=False)
             patience = _NEIGHBOUR_PATIENCE if self.best.time_us < before * (1 - 1e-4) else patience - 1

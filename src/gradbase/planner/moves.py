@@ -130,7 +130,8 @@ def _waiting(
         if life.origin == "compute" or life.gap < 0 or life.gap in choice.lone:
             continue
         gap = problem.gaps[life.gap]
-        low = position_of(walk, life.first if life.origin == "page-in" else life.born) + 1
+        # In the position that brought it back it is free as soon as the recomputation is done.
+        low = position_of(walk, life.first if life.origin == "page-in" else life.born)
         if not gap.spill and low < gap.before and life.last >= walk.first_run[gap.before]:
             paged = choice.action[gap.id] == PAGE
             cost = problem.tier.compute_tax * gap.in_us if paged and problem.tier else float(recompute_us[gap.id])

@@ -21,24 +21,25 @@ from gradbase.planner.cover import Item, Transfer, cover
 from gradbase.planner.moves import possible_moves
 from gradbase.planner.packing import pack_timeline
 from gradbase.planner.problem import INFINITE_US, Gap, Problem
-from gradbase.planner.transfers import Timeline, gap_costs, lay_out
-from gradbase.planner.walk import KEEP, PAGE, RECOMPUTE, Choice, DeadEnd, walk_through
+from gradbase.planner.transfers import COMPUTE, Timeline, gap_costs, lay_out
+from gradbase.planner.walk import KEEP, PAGE, RECOMPUTE, Choice, DeadEnd, TooLong, walk_through
 
 Floats = NDArray[np.float64]
 
 # Repairs in a row that may fail to lower the excess.
 _PATIENCE = 8
 _SHRINK_ROUNDS = 4
+_BLAME = 3.0
 _NO_LIMIT = 1 << 62
 _PACK_ROUNDS = 5
 _TAKE_BACK_ROUNDS = 8
 # The neighbourhood search ends after this many runs simulated, or tries in a row that bring nothing: its length does
 # not depend on the clock.
 _NEIGHBOUR_RUNS = 120_000
-_NEIGHBOUR_PATIENCE = 12
+_NEIGHBOUR_PATIENCE = 25
 _CLOSE_ENOUGH = 0.005
 # Chains of recomputations are cut to these parts of the step's time, one try each.
-_CHAIN_PARTS = (200, 50, 15)
+_CHAIN_PARTS = (15, 50, 200)
 
 
 @dataclass(slots=True)
@@ -171,13 +172,16 @@ class Search:
     # ------------------------------------------------------------------------------------------- simulated drafts
 
     def build(self, choice: Choice, target: float) -> Draft:
-        """Walk and simulate; gaps that cannot be recomputed after all are paged or kept instead."""
-        choice.room_bytes = self.room(choice, target)
+        """Walk and simulate. Gaps that cannot be recomputed after all are paged or kept, endless chains are cut."""
+        limits_us = [self.problem.total_us / parts for parts in (*_CHAIN_PARTS, INFINITE_US)]
         while True:
+            choice.room_bytes = self.room(choice, target)
             try:
                 walk = walk_through(self.problem, choice)
             except DeadEnd as dead:
                 self.give_in(choice, dead.gap)
+            except TooLong:
+                choice = cut_chains(self.problem, choice, limits_us.pop(0))
             else:
                 break
         self.simulated_runs += len(walk.runs)
@@ -282,13 +286,32 @@ class Search:
         patience = _PATIENCE
         while patience and not draft.fits and not self.deadline.passed():
             choice = draft.choice.copy()
-            if not self.give_up(choice, draft):
+            blamed = self.blame(choice, draft)
+            if not self.give_up(choice, draft) and not blamed:
                 break
             draft = self.build(choice, target)
             patience = _PATIENCE if draft.worst < best.worst else patience - 1
             if draft.worst < best.worst:
                 best = draft
         return best
+
+    def blame(self, choice: Choice, draft: Draft) -> bool:
+        """Where a recomputation itself is what does not fit, do not recompute that gap, and think of it as dear."""
+        blamed = False
+        for position in np.nonzero(draft.excess > 0)[0].tolist():
+            if draft.timeline.first_step[position] >= len(draft.timeline.steps):
+                continue
+            kind, index = draft.timeline.peak_step(position)
+            gap = draft.timeline.walk.runs[index].cause if kind == COMPUTE else -1
+            if gap < 0 or choice.action[gap] != RECOMPUTE:
+                continue
+            self.recompute_us[gap] *= _BLAME
+            choice.forget(gap)
+            low, high = self.problem.gaps[gap].after + 1, self.problem.gaps[gap].before
+            draft.excess[low:high] += self.problem.gaps[gap].nbytes
+            draft.excess[position] = 0.0
+            blamed = True
+        return blamed
 
     def give_up(self, choice: Choice, draft: Draft) -> bool:
         """Make the moves with the least cost per useful byte until the estimate fits. False when there are none."""

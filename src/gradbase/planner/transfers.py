@@ -35,12 +35,19 @@ class Timeline:
     dies: list[int]
     nbytes: list[int]
     live_bytes: NDArray[np.int64]
+    first_step: NDArray[np.int64]  # position -> the step after the previous position's own run
     peak_bytes: NDArray[np.int64]
     time_us: float
     stall_us: dict[int, float]
     transfer_us: float
     in_slot: dict[int, int]
     out_slot: dict[int, int]
+
+    def peak_step(self, position: int) -> tuple[int, int]:
+        """The step at which a position has most bytes live."""
+        first = int(self.first_step[position])
+        last = int(self.first_step[position + 1]) if position + 1 < len(self.first_step) else len(self.steps)
+        return self.steps[first + int(self.live_bytes[first : max(last, first + 1)].argmax())]
 
     @property
     def arena_bytes(self) -> int:
@@ -57,9 +64,10 @@ def lay_out(problem: Problem, choice: Choice, walk: Walk) -> Timeline:
     nbytes = _sizes(problem, walk)
     live = _live(walk, born, dies, nbytes, len(steps))
     time_us, stalls, moved_us = simulate(problem, walk, steps)
-    peak = _peak_by_position(walk, live, run_step, problem)
+    first = _first_steps(walk, run_step, problem.end)
+    peak = _peak_by_position(live, first)
     return Timeline(
-        walk, steps, born, dies, nbytes, live, peak, time_us, stalls, moved_us, plan.in_slot, plan.out_slot
+        walk, steps, born, dies, nbytes, live, first, peak, time_us, stalls, moved_us, plan.in_slot, plan.out_slot
     )
 
 
@@ -221,19 +229,20 @@ def _live(walk: Walk, born: list[int], dies: list[int], nbytes: list[int], lengt
     return live
 
 
-def _peak_by_position(
-    walk: Walk, live: NDArray[np.int64], run_step: list[int], problem: Problem
-) -> NDArray[np.int64]:
-    """The most bytes live from after the previous position's own run to the end of this position's run."""
-    first = np.zeros(problem.end + 1, dtype=np.int64)
-    for position in range(problem.end):
+def _first_steps(walk: Walk, run_step: list[int], end: int) -> NDArray[np.int64]:
+    first = np.zeros(end + 1, dtype=np.int64)
+    for position in range(end):
         # The last run of a position is the operator itself.
         first[position + 1] = run_step[walk.first_run[position + 1] - 1] + 1
-    peak = np.zeros(problem.end + 1, dtype=np.int64)
-    if len(live) == 0:
-        return peak
+    return first
+
+
+def _peak_by_position(live: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The most bytes live from after the previous position's own run to the end of this position's run."""
+    peak = np.zeros(len(first), dtype=np.int64)
     inside = first < len(live)
-    peak[inside] = np.maximum.reduceat(live, first[inside])
+    if len(live):
+        peak[inside] = np.maximum.reduceat(live, first[inside])
     return peak
 
 

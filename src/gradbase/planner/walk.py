@@ -13,6 +13,9 @@ from gradbase.planner.problem import Problem
 
 KEEP, RECOMPUTE, PAGE = 0, 1, 2
 
+# A plan that runs operators more often than this on average is of no use.
+_MOST_RUNS = 4
+
 
 @dataclass(slots=True)
 class Choice:
@@ -91,6 +94,10 @@ class DeadEnd(Exception):
         self.storage = storage
 
 
+class TooLong(Exception):
+    """Recomputations need so many others that the walk was given up."""
+
+
 class Walker:
     """Carries what is resident, and what lies clean in the page file, through the positions."""
 
@@ -102,10 +109,11 @@ class Walker:
         self.clean: set[int] = set()  # storages whose contents lie in the page file
         self.used = [-1] * len(problem.uses)  # storage -> index of its last use
         self.run_count = [0] * len(problem.order)
+        self.most_runs = _MOST_RUNS * len(problem.order) + 1000
         self.room = None if choice.room_bytes is None else choice.room_bytes.copy()
 
     def go(self) -> Walk:
-        """Walk through the step. Raises DeadEnd when something dropped cannot be brought back."""
+        """Walk through the step. Raises DeadEnd when something dropped cannot be brought back, and TooLong."""
         problem = self.problem
         for position in range(problem.end + 1):
             self.walk.first_run.append(len(self.walk.runs))
@@ -152,6 +160,8 @@ class Walker:
                 raise DeadEnd(cause, current)
             operators.add(operator)
             stack.extend(problem.reads[operator])
+        if len(self.walk.runs) + len(operators) > self.most_runs:
+            raise TooLong
         for operator in sorted(operators, key=problem.position.__getitem__):
             self.compute(operator, position, cause, made)
 
@@ -254,7 +264,7 @@ class Walker:
 
 
 def walk_through(problem: Problem, choice: Choice) -> Walk:
-    """Runs and stays for a choice, in-place operators included. Raises DeadEnd."""
+    """Runs and stays for a choice, in-place operators included. Raises DeadEnd and TooLong."""
     walk = Walker(problem, choice).go()
     if problem.inplace:
         _take_over_frames(problem, walk)

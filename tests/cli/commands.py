@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+
+from gradbase.cli import main
 
 RECIPES = Path(__file__).parent / "recipes"
 _SOURCES = Path(__file__).parents[2] / "src"
@@ -27,8 +32,18 @@ def command(*arguments: object) -> list[str]:
 
 
 def gradbase(cache: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end."""
+    """Run one command to its end, in a process of its own: importing torch and its optimizers takes seconds."""
     return subprocess.run(command(*arguments), env=environment(cache), capture_output=True, text=True, timeout=240)
+
+
+def called(cache: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same command in this process, for all that is not about streams, signals and fresh processes."""
+    argv = [str(argument) for argument in arguments]
+    out, errors = io.StringIO(), io.StringIO()
+    here = mock.patch.dict(os.environ, XDG_CACHE_HOME=str(cache))
+    with here, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = main(argv)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), errors.getvalue())
 
 
 def events(standard_output: str) -> list[dict[str, Any]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from gradbase.cli import _doctor, main
-from tests.cli.commands import events, gradbase
+from tests.cli.commands import called, events
 
 CHECKS = ["python", "torch", "cpu", "cuda", "cores", "memory", "compiler", "page file", "catalogue", "transformers"]
 
 
 def test_a_machine_that_can_run_the_tests_is_well(cache: Path) -> None:
-    done = gradbase(cache, "doctor", "--json")
+    done = called(cache, "doctor", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     checks = events(done.stdout)
     assert list(dict.fromkeys(check["name"] for check in checks)) == CHECKS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import RECIPES, events, gradbase
+from tests.cli.commands import RECIPES, called, events, gradbase
 
 HUGE = '''
 import torch
@@ -30,17 +30,17 @@ def optimizer(model):
 
 
 def test_the_plan_is_on_standard_output(cache: Path) -> None:
-    done = gradbase(cache, "explain", RECIPES / "tiny.py", "--memory", "1MB", "--source", "--depth", "1")
+    done = gradbase(cache, "explain", RECIPES / "tiny.py", "--memory", "30MB", "--source", "--depth", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("plan of one step on")
     assert "tiny.py:" in done.stdout and "eager PyTorch needs" in done.stdout
 
 
 def test_json(cache: Path) -> None:
-    done = gradbase(cache, "explain", RECIPES / "tiny.py", "--memory", "1MB", "--curve", "--points", 3, "--json")
+    done = called(cache, "explain", RECIPES / "tiny.py", "--memory", "30MB", "--curve", "--points", 3, "--json")
     assert done.returncode == 0, done.stderr
     plan, explanation = events(done.stdout)
-    assert plan["event"] == "plan" and plan["budget_bytes"] == 1_000_000
+    assert plan["event"] == "plan" and plan["budget_bytes"] == 30_000_000
     assert explanation["event"] == "explanation" and len(explanation["curve"]) == 3
     budgets = [point["budget_bytes"] for point in explanation["curve"]]
     times = [point["predicted_time_us"] for point in explanation["curve"]]
@@ -50,7 +50,7 @@ def test_json(cache: Path) -> None:
 def test_hardware_that_is_not_here_and_a_model_that_fits_nowhere_here(cache: Path, tmp_path: Path) -> None:
     path = tmp_path / "huge.py"
     path.write_text(HUGE)
-    done = gradbase(cache, "explain", path, "--device", "h200", "--json")
+    done = called(cache, "explain", path, "--device", "h200", "--json")
     assert done.returncode == 0, done.stderr
     plan = events(done.stdout)[0]
     parameter_bytes = 2 * 4 * (1 << 17) ** 2
@@ -60,14 +60,14 @@ def test_hardware_that_is_not_here_and_a_model_that_fits_nowhere_here(cache: Pat
 
 def test_files(cache: Path, tmp_path: Path) -> None:
     page, trace = tmp_path / "plan.html", tmp_path / "plan.json"
-    done = gradbase(cache, "explain", RECIPES / "tiny.py", "--meta", "--html", page, "--perfetto", trace)
+    done = called(cache, "explain", RECIPES / "tiny.py", "--meta", "--html", page, "--perfetto", trace)
     assert done.returncode == 0, done.stderr
     assert page.read_text().lstrip().lower().startswith("<!doctype html")
     assert json.loads(trace.read_text())["traceEvents"]
 
 
 def test_analyze_shows_measured_beside_estimated(cache: Path) -> None:
-    done = gradbase(cache, "explain", RECIPES / "settings.py", "--analyze")
+    done = called(cache, "explain", RECIPES / "settings.py", "--analyze")
     assert done.returncode == 0, done.stderr
     header = next(line for line in done.stdout.splitlines() if line.startswith("module"))
     assert "estimated" in header and "measured" in header
@@ -75,7 +75,7 @@ def test_analyze_shows_measured_beside_estimated(cache: Path) -> None:
 
 
 def test_a_budget_that_cannot_be_met(cache: Path) -> None:
-    done = gradbase(cache, "explain", RECIPES / "tiny.py", "--memory", "1KB", "--json")
+    done = called(cache, "explain", RECIPES / "tiny.py", "--memory", "1KB", "--json")
     assert done.returncode == 3
     assert [each["event"] for each in events(done.stdout)] == ["infeasible"]
 
@@ -92,7 +92,7 @@ def test_a_budget_that_cannot_be_met(cache: Path) -> None:
     ],
 )
 def test_arguments_that_make_no_sense(cache: Path, arguments: list[str], told: str) -> None:
-    done = gradbase(cache, "explain", RECIPES / "tiny.py", *arguments)
+    done = called(cache, "explain", RECIPES / "tiny.py", *arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert told in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 3

@@ -11,7 +11,7 @@ import torch
 
 from gradbase.cli.recipe import load_recipe, start
 from gradbase.common.errors import UsageError
-from tests.cli.commands import RECIPES, gradbase
+from tests.cli.commands import RECIPES, called, gradbase
 
 TINY = (RECIPES / "tiny.py").read_text()
 
@@ -135,7 +135,7 @@ def test_a_bad_recipe_ends_the_command_with_2_and_no_traceback(
 ) -> None:
     path = tmp_path / "recipe.py"
     path.write_text(source)
-    done = gradbase(cache, "train", path, "--json")
+    done = called(cache, "train", path, "--json")
     assert done.returncode == 2 and done.stdout == "", done.stderr
     assert told in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.lstrip().splitlines()[-1].startswith(("  ", "["))

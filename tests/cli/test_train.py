@@ -7,12 +7,13 @@ import io
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.cli.commands import RECIPES, command, digest, eager_loop, environment, events, gradbase
+from tests.cli.commands import RECIPES, called, command, digest, eager_loop, environment, events, gradbase
 
 PLAN = {"budget_bytes", "predicted_peak_bytes", "predicted_time_us", "lower_bound_time_us", "planning_s"}
 SUMMARY = {"steps", "measured_peak_bytes", "budget_bytes", "median_step_time_us", "parameters_sha256"}
@@ -37,7 +38,7 @@ def test_events_are_complete_and_agree_with_an_eager_loop(cache: Path, name: str
 
 
 def test_without_json_standard_output_is_empty_and_people_are_told(cache: Path) -> None:
-    done = gradbase(cache, "train", RECIPES / "tiny.py", "--steps", 2, "--analyze")
+    done = called(cache, "train", RECIPES / "tiny.py", "--steps", 2, "--analyze")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "plan of one step on cpu" in done.stderr
@@ -46,7 +47,7 @@ def test_without_json_standard_output_is_empty_and_people_are_told(cache: Path) 
 
 
 def test_quiet_says_nothing(cache: Path) -> None:
-    gradbase(cache, "train", RECIPES / "tiny.py", "--steps", 1)  # so that nothing is measured for the first time
+    called(cache, "train", RECIPES / "tiny.py", "--steps", 1)  # so that nothing is measured for the first time
     done = gradbase(cache, "train", RECIPES / "tiny.py", "--steps", 1, "--quiet", "--json")
     assert [each["event"] for each in events(done.stdout)] == ["plan", "step", "summary"]
     assert done.stderr == ""
@@ -61,40 +62,40 @@ def test_a_budget_that_cannot_be_met(cache: Path) -> None:
 
 
 def test_the_least_that_was_named_is_enough(cache: Path) -> None:
-    refused = gradbase(cache, "train", RECIPES / "tiny.py", "--memory", "1KB", "--json")
+    refused = called(cache, "train", RECIPES / "tiny.py", "--memory", "1KB", "--json")
     least_bytes = events(refused.stdout)[-1]["least_bytes"]
-    done = gradbase(cache, "train", RECIPES / "tiny.py", "--memory", least_bytes, "--json")
+    done = called(cache, "train", RECIPES / "tiny.py", "--memory", least_bytes, "--json")
     assert done.returncode == 0, done.stderr
     assert events(done.stdout)[-1]["parameters_sha256"] == eager_loop(RECIPES / "tiny.py", 4)[1]
 
 
-def test_an_interrupt_stops_between_two_steps(cache: Path) -> None:
-    with _started(cache, "train", RECIPES / "endless.py", "--json") as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(4)]  # the plan and three steps
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    *steps, summary = events("".join(lines) + rest)[1:]
+def test_an_interrupt_stops_between_two_steps(cache: Path, tmp_path: Path) -> None:
+    process, errors = _started(cache, tmp_path, "train", RECIPES / "endless.py", "--json")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(4)]  # the plan and three steps
+    process.send_signal(signal.SIGINT)
+    lines += process.stdout.readlines()
+    assert process.wait(timeout=120) == 130, errors.read_text()
+    _, *steps, summary = events("".join(lines))
     assert summary["interrupted"] is True and summary["steps"] == len(steps) >= 3
     losses, sha256 = eager_loop(RECIPES / "endless.py", len(steps))
     assert [each["loss"] for each in steps] == losses
     assert summary["parameters_sha256"] == sha256
-    assert "Traceback" not in errors and "interrupted after" in errors
+    assert "Traceback" not in errors.read_text() and "interrupted after" in errors.read_text()
 
 
-def test_an_interrupt_while_planning(cache: Path) -> None:
-    with _started(cache, "train", RECIPES / "endless.py") as process:
-        assert process.stderr is not None
-        first = process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, first + errors
-    assert rest == "" and "Traceback" not in errors
+def test_an_interrupt_while_planning(cache: Path, tmp_path: Path) -> None:
+    process, errors = _started(cache, tmp_path, "train", RECIPES / "endless.py")
+    while not errors.read_text() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, errors.read_text()
+    assert out == "" and "Traceback" not in errors.read_text()
 
 
 def test_beside_eager(cache: Path) -> None:
-    done = gradbase(cache, "train", RECIPES / "settings.py", "--compare-eager", "--json")
+    done = called(cache, "train", RECIPES / "settings.py", "--compare-eager", "--json")
     assert done.returncode == 0, done.stderr
     summary = events(done.stdout)[-1]
     assert summary["compared_steps"] == 5 and summary["losses_equal"] is True
@@ -106,7 +107,7 @@ def test_beside_eager(cache: Path) -> None:
 
 def test_what_is_saved_is_what_was_hashed(cache: Path, tmp_path: Path) -> None:
     page, trace, saved = (tmp_path / name for name in ("plan.html", "plan.json", "state.pt"))
-    done = gradbase(
+    done = called(
         cache, "train", RECIPES / "tiny.py", "--html", page, "--perfetto", trace, "--save", saved, "--json"
     )
     assert done.returncode == 0, done.stderr
@@ -119,14 +120,14 @@ def test_what_is_saved_is_what_was_hashed(cache: Path, tmp_path: Path) -> None:
 
 def test_safetensors_by_the_ending(cache: Path, tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
-    done = gradbase(cache, "train", RECIPES / "tiny.py", "--save", tmp_path / "state.safetensors", "--json")
+    done = called(cache, "train", RECIPES / "tiny.py", "--save", tmp_path / "state.safetensors", "--json")
     assert done.returncode == 0, done.stderr
     state = safetensors.load_file(tmp_path / "state.safetensors")
     assert digest(state) == events(done.stdout)[-1]["parameters_sha256"]
 
 
 def test_batches_that_end_before_the_steps_do(cache: Path) -> None:
-    done = gradbase(cache, "train", RECIPES / "tiny.py", "--steps", 9)
+    done = called(cache, "train", RECIPES / "tiny.py", "--steps", 9)
     assert done.returncode == 0
     assert "batches() ended after 4 of 9 steps" in done.stderr
 
@@ -135,7 +136,7 @@ def test_a_loss_that_is_not_a_number_is_null(cache: Path, tmp_path: Path) -> Non
     recipe = tmp_path / "diverges.py"
     source = (RECIPES / "tiny.py").read_text().replace("F.mse_loss(model(rows), targets)", "model(rows).sum() / 0")
     recipe.write_text(source)
-    done = gradbase(cache, "train", recipe, "--json")
+    done = called(cache, "train", recipe, "--json")
     assert done.returncode == 0, done.stderr
     assert [each["loss"] for each in events(done.stdout)[1:-1]] == [None] * 4
     assert done.stderr.count("warning: the loss of step 1 is") == 1
@@ -143,7 +144,7 @@ def test_a_loss_that_is_not_a_number_is_null(cache: Path, tmp_path: Path) -> Non
 
 def test_the_seed_and_the_rules(cache: Path) -> None:
     runs = [
-        gradbase(cache, "train", RECIPES / "tiny.py", "--json", *more)
+        called(cache, "train", RECIPES / "tiny.py", "--json", *more)
         for more in (["--seed", 1], ["--seed", 1, "--no-rule", "reorder", "--no-rule", "inplace"])
     ]
     first, second = (events(run.stdout) for run in runs)
@@ -153,9 +154,9 @@ def test_the_seed_and_the_rules(cache: Path) -> None:
 
 def test_a_run_is_in_the_catalogue(cache: Path, tmp_path: Path) -> None:
     catalog = tmp_path / "catalog.sqlite"
-    gradbase(cache, "train", RECIPES / "tiny.py", "--memory", "5MB", "--catalog", catalog)
+    called(cache, "train", RECIPES / "tiny.py", "--memory", "5MB", "--catalog", catalog)
     query = "SELECT recipe, budget_bytes, steps, measured_peak_bytes IS NOT NULL FROM runs"
-    done = gradbase(cache, "catalog", query, "--catalog", catalog, "--csv")
+    done = called(cache, "catalog", query, "--catalog", catalog, "--csv")
     assert list(csv.reader(io.StringIO(done.stdout)))[1:] == [[str(RECIPES / "tiny.py"), "5000000", "4", "1"]]
 
 
@@ -165,7 +166,11 @@ def _model_of(name: str) -> torch.nn.Module:
     return load_recipe(RECIPES / f"{name}.py").model()
 
 
-def _started(cache: Path, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments), env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def _started(cache: Path, folder: Path, *arguments: object) -> tuple[subprocess.Popen[str], Path]:
+    """A command at work, its standard output as a pipe, and the file of its standard error."""
+    errors = folder / "errors"
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            command(*arguments), env=environment(cache), stdout=subprocess.PIPE, stderr=file, text=True
+        )
+    return process, errors

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -29,6 +30,7 @@ from gradbase.executor import (
     apply_known,
     costs_of,
     eager_extras,
+    random_state_kept,
     release_freed_memory,
     tier_of,
     traits_of,
@@ -38,6 +40,7 @@ from gradbase.ir.costs import Costs, Tier
 from gradbase.ir.logical import LogicalPlan
 from gradbase.ir.physical import PhysicalPlan
 from gradbase.ir.verify import verify_physical
+from gradbase.planner import CurvePoint
 from gradbase.planner import plan as search_plan
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
@@ -75,27 +78,24 @@ class Explanation:
         self,
         format: str = "text",
         *,
-        measured: Measurements | None = None,
+        measurements: Measurements | None = None,
+        curve: Iterable[CurvePoint] = (),
         source: bool = False,
-        depth: int | None = None,
+        depth: int = 3,
     ) -> str:
         """As "text", "json", "html" or "perfetto"."""
+        profile = self.device if self.hypothetical else None
+        given = {"measurements": measurements, "curve": tuple(curve), "device_profile": profile}
+        plans = (self.logical, self.physical, self.costs)
         if format == "text":
-            return render_text(
-                self.logical,
-                self.physical,
-                self.costs,
-                measured,
-                source=source,
-                depth=depth,
-                device=self.device,
-                hypothetical=self.hypothetical,
-                eager_peak_bytes=self.eager_peak_bytes,
-            )
-        renderers = {"json": render_json, "html": render_html, "perfetto": render_perfetto}
-        if format not in renderers:
-            raise UsageError(f"format {format!r} is not known", "expected text, json, html or perfetto")
-        return renderers[format](self.logical, self.physical, self.costs, measured)
+            return render_text(*plans, **given, source=source, depth=depth)
+        if format == "json":
+            return json.dumps(render_json(*plans, **given))
+        if format == "html":
+            return render_html(*plans, **given)
+        if format == "perfetto":
+            return json.dumps(render_perfetto(*plans, measurements=measurements))
+        raise UsageError(f"format {format!r} is not known", "expected text, json, html or perfetto")
 
 
 class Step:
@@ -153,7 +153,8 @@ class Step:
         key = (self._shape_key(batch), update)
         if key not in self._plans:
             start = time.perf_counter()
-            self._plans[key] = self._planner.plan(batch, update=update)
+            with random_state_kept(self._device):
+                self._plans[key] = self._planner.plan(batch, update=update)
             release_freed_memory()
             self.planning_s += time.perf_counter() - start
         return self._plans[key]
@@ -212,7 +213,7 @@ class Step:
         """The plan, as text, json, html or perfetto; with `analyze`, measurements of the steps so far beside it."""
         if analyze and not self._step_times_us:
             raise UsageError("nothing is measured before the first step", "call the step, then explain(analyze=True)")
-        return self.explanation.render(format, measured=self.measurements() if analyze else None, source=source)
+        return self.explanation.render(format, measurements=self.measurements() if analyze else None, source=source)
 
     def close(self) -> None:
         """Give arena and page file back."""
@@ -400,9 +401,21 @@ def explain(
     the catalogue's statistics where it has them and estimates elsewhere. Other arguments as in `compile`.
     """
     options = _options(memory, clip_grad_norm, accumulate, None, rules, on_progress)
+    with random_state_kept(torch.device("cpu")):
+        return _explained(model, loss, optimizer, batch, device, _catalog_of(catalog), options)
+
+
+def _explained(
+    model: nn.Module,
+    loss: Loss,
+    optimizer: optim.Optimizer,
+    batch: Any,
+    device: str | None,
+    store: Catalog,
+    options: Options,
+) -> Explanation:
     captured = capture_step(model, loss, optimizer, batch)
-    program = captured.program(clip=clip_grad_norm is not None, accumulate=accumulate > 1)
-    store = _catalog_of(catalog)
+    program = captured.program(clip=options.clip_grad_norm is not None, accumulate=options.accumulate > 1)
     profile = host_profile(store) if device is None else get_profile(device)
     statistics: Mapping[str, OperatorStatistics] = {}
     if device is None:

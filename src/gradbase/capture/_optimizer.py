@@ -58,6 +58,11 @@ class PartialStep:
         # Without the wrappers that profile, run hooks and break dynamo graphs at every call.
         self._step = inspect.unwrap(type(optimizer).step)
 
+    @property
+    def state(self) -> Any:
+        """The optimizer's state, shared with it."""
+        return self._stand_in.state
+
     def __call__(self) -> None:
         """Run the update. Gradients are in `.grad`; gradients must be disabled by the caller."""
         self._stand_in.param_groups = [{**group, "params": params} for group, params in self._parts]

@@ -158,9 +158,24 @@ def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+class _InMemoryOrder(fx.Interpreter):
+    """Keeps the layout of dropout's noise, which functionalization would make contiguous.
+
+    Eager draws into `empty_like(x)` in the order of its memory, so a transposed layout gets other numbers.
+    """
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is not torch.ops.aten.bernoulli_.float or args[0].is_contiguous():
+            return super().call_function(target, args, kwargs)
+        noise, probability = args
+        order = sorted(range(noise.dim()), key=lambda d: (-noise.stride(d), d))
+        drawn = torch.ops.aten.bernoulli.p(noise.permute(order), probability)
+        return drawn.permute([order.index(d) for d in range(noise.dim())])
+
+
 def _functionalize(recorded: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: FakeTensorMode) -> fx.GraphModule:
     def flat(*tensors: torch.Tensor) -> Any:
-        return fx.Interpreter(recorded).run(*tensors)
+        return _InMemoryOrder(recorded).run(*tensors)
 
     pure = torch.func.functionalize(flat, remove="mutations")
     with mode, torch.no_grad(), fx.traceback.preserve_node_meta():

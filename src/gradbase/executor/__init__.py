@@ -12,6 +12,7 @@ from gradbase.executor._analyze import (
     traits_of,
 )
 from gradbase.executor._engine import Engine, Planned
+from gradbase.executor._measure import random_state_kept
 from gradbase.executor._peak import PeakMeter, release_freed_memory
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "apply_known",
     "costs_of",
     "eager_extras",
+    "random_state_kept",
     "release_freed_memory",
     "tier_of",
     "traits_of",

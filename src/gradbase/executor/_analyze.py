@@ -90,11 +90,16 @@ def traits_of(program: Program, statistics: Mapping[str, OperatorStatistics]) ->
     return {op.id: Trait.decoded(statistics[op.signature].details) for op in program.plan.operators}
 
 
+# What the interpreter, the I/O threads and small allocations take while a step runs: 1 to 3 MiB where measured.
+_PROCESS_BYTES = 3 << 20
+
+
 def costs_of(
     program: Program, statistics: Mapping[str, OperatorStatistics], profile: DeviceProfile, tier: Tier | None
 ) -> Costs:
-    """Measured, else learned, else roofline estimates, and the tier."""
-    return Costs(estimate(program.plan, statistics, profile), tier)
+    """Measured, else learned, else roofline estimates, and the tier. Scratch includes the process's own."""
+    estimates = estimate(program.plan, statistics, profile)
+    return Costs(tuple(replace(e, scratch_bytes=e.scratch_bytes + _PROCESS_BYTES) for e in estimates), tier)
 
 
 def tier_of(directory: Path, catalog: Catalog, progress: Progress) -> Tier:

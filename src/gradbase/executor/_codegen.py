@@ -159,7 +159,7 @@ class _Generator:
             lines = [*self.lines(instruction), "stamp(now_s())"]
             body += lines
             owners += [index] * len(lines)
-        last = {life.storage: life.id for life in self.plan.lives}
+        last = {life.storage: life.id for life in sorted(self.plan.lives, key=lambda life: life.dies)}
         result = self.expression(self.program.loss, last)
         head = [f"    {name} = window_of(batch[{self._position(v)}], spec_{v})" for v, name in self._batch.items()]
         source = ["def step(batch, stamp):", *head, "    stamp(now_s())", *(f"    {line}" for line in body)]

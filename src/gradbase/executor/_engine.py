@@ -80,7 +80,8 @@ class Engine:
     def bind(self, planned: Planned) -> None:
         """Make the plan runnable: arena and page file large enough, windows, generated function."""
         if self.meter is None:
-            self.meter = PeakMeter(self._device, self._resident_bytes())
+            batch_bytes = sum(planned.program.plan.storages[s].nbytes for s in planned.program.batch)
+            self.meter = PeakMeter(self._device, self._resident_bytes() + batch_bytes)
         self._grow_arena(planned.plan.arena_bytes)
         slots = self._page_slots(planned)
         self._make_accumulators(planned.program)

@@ -67,11 +67,17 @@ class Lowering:
     places: tuple[tuple[int, int, int], ...] = ()
 
 
+# Their out= forms compute through the unreduced result, for which they resize what they are given.
+_RESIZING = {aten.mse_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default}
+
+
 def native_out(target: Any) -> tuple[Any, tuple[str, ...]] | None:
     """The out= overload with its own kernel, and the names of its out arguments; None if there is none.
 
     Overloads that torch generates run the functional form and copy: they are no gain.
     """
+    if target in _RESIZING:
+        return None
     plain = [(a.name, str(a.type)) for a in target._schema.arguments]
     for name in target.overloadpacket.overloads():
         candidate = getattr(target.overloadpacket, name)
@@ -85,9 +91,10 @@ def native_out(target: Any) -> tuple[Any, tuple[str, ...]] | None:
 def choose(call: Call, trait: Trait | None) -> Lowering:
     """The way to run a call, given what running it once has taught (None: not run yet)."""
     places = trait.workspace.places if trait else ()
-    if call.target in _SPECIAL:
+    allowed = trait is None or trait.native
+    if call.target in _SPECIAL and allowed:
         return Lowering("special", places=places)
-    native = native_out(call.target)
+    native = native_out(call.target) if allowed else None
     if native is not None and len(native[1]) == len(call.results) and None not in call.results:
         return Lowering("out", native[0], native[1], places=places)
     if trait is not None and trait.served is not None:
@@ -161,6 +168,8 @@ class _Emitter:
 
     def arguments(self) -> str:
         parts = [self.text(a) for a in self.call.args]
+        if self.call.target is aten.native_batch_norm.default and self.again and self.call.args[5]:
+            parts[3:5] = ["None", "None"]  # the first run has updated the running statistics
         parts += [f"{name}={self.text(a)}" for name, a in self.call.kwargs.items()]
         return ", ".join(parts)
 
@@ -230,11 +239,9 @@ def _select_backward(e: _Emitter) -> list[str]:
 
 
 def _batch_norm(e: _Emitter) -> list[str]:
-    """The native out= form; a recomputation leaves the running statistics alone."""
-    running = ["None", "None"] if e.again and e.call.args[5] else [e.arg(3), e.arg(4)]
-    arguments = [e.arg(0), e.arg(1), e.arg(2), *running, *(e.arg(i) for i in (5, 6, 7))]
+    """The native out= form, which has its own names for what it returns."""
     outs = f"out={e.out(0)}, save_mean={e.out(1)}, save_invstd={e.out(2)}"
-    return [f"{e.bound(aten.native_batch_norm.out)}({', '.join(arguments)}, {outs})"]
+    return [f"{e.bound(aten.native_batch_norm.out)}({e.arguments()}, {outs})"]
 
 
 def _write_back(e: _Emitter) -> list[str]:

@@ -76,7 +76,7 @@ class MacroFactory:
             (p, self._gradient(n, g, windows)) for n, g, p in zip(update.names, update.gradients, owned, strict=True)
         ]
         spilled = list(self._spilled(update.names, windows))
-        arms = _Arms(self._frames, self._traits.get(operator), windows)
+        arms = _Arms(self._frames, self._traits.get(operator), windows, spilled)
         return _UpdateCall(PartialStep(self._optimizer, owned), pairs, spilled, arms, self._optimizer)
 
     def _spilled(self, names: Sequence[str], windows: _Windows) -> Any:
@@ -121,16 +121,20 @@ class MacroFactory:
 class _Arms:
     """Arms the allocator for an update's temporaries: other ones when it creates the optimizer's state."""
 
-    def __init__(self, frames: Any, trait: Trait | None, windows: _Windows) -> None:
+    def __init__(self, frames: Any, trait: Trait | None, windows: _Windows, spilled: Sequence[Spilled]) -> None:
         self._frames = frames
-        self._first = self._prepared(trait.first if trait else Workspace(), windows)
-        self._steady = self._prepared(trait.workspace if trait else Workspace(), windows)
+        trait = trait or Trait()
+        frame_of = {item.key: item.frame for item in spilled}
+        created = [
+            (index, frame_of[key].data_ptr(), frame_of[key].untyped_storage().nbytes())
+            for key, index in trait.created
+            if key in frame_of
+        ]
+        self._first = self._prepared([*created, *_planned(trait.first, windows)])
+        self._steady = self._prepared(_planned(trait.workspace, windows))
 
-    def _prepared(self, workspace: Workspace, windows: _Windows) -> Any:
-        if not workspace.places:
-            return None
-        address = windows.workspace()
-        return self._frames.prepare([(index, address + offset, nbytes) for index, nbytes, offset in workspace.places])
+    def _prepared(self, planned: list[tuple[int, int, int]]) -> Any:
+        return self._frames.prepare(sorted(planned)) if planned else None
 
     def run(self, step: Callable[[], None], first: bool) -> None:
         prepared = self._first if first else self._steady
@@ -143,6 +147,10 @@ class _Arms:
         finally:
             # Another number of temporaries than measured (a changed hyperparameter) only takes memory from malloc.
             self._frames.disarm()
+
+
+def _planned(workspace: Workspace, windows: _Windows) -> list[tuple[int, int, int]]:
+    return [(index, windows.workspace() + offset, nbytes) for index, nbytes, offset in workspace.places]
 
 
 class _UpdateCall:
@@ -175,6 +183,7 @@ class _UpdateCall:
         for parameter, _ in self._pairs:
             parameter.grad = None
         for item in self._spilled:
-            if first:
-                item.frame.copy_(state[item.parameter][item.key])
+            made = state[item.parameter][item.key]
+            if made.data_ptr() != item.frame.data_ptr():  # created by malloc: the allocator is not ours
+                item.frame.copy_(made)
             state[item.parameter][item.key] = item.home

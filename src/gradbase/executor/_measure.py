@@ -99,9 +99,13 @@ class Analyzer:
         """Run the kernel as it would be run, and look at what it allocates and returns: trait, scratch bytes."""
         lowering = choose(call, None)
         if lowering.way != "copied":
-            log = self._recorded(self._compiled(call, lowering))[1]
-            workspace = pack_workspace(log.allocations) if self._frames else Workspace()
-            return Trait(workspace=workspace), _unplanned_bytes(log, workspace)
+            with contextlib.suppress(RuntimeError):  # some out= forms want to resize: then as the kernel allocates
+                log = self._recorded(self._compiled(call, lowering))[1]
+                workspace = pack_workspace(log.allocations) if self._frames else Workspace()
+                return Trait(workspace=workspace), _unplanned_bytes(log, workspace)
+        return self._discover_functional(call)
+
+    def _discover_functional(self, call: Call) -> tuple[Trait, int]:
         windows = self._bench.windows(self._program, Scope())
         args = _materialized(call.args, windows)
         kwargs = {k: _materialized(v, windows) for k, v in call.kwargs.items()}
@@ -112,7 +116,7 @@ class Analyzer:
         served = served_indices(self._program, call.results, tensors, log) if self._frames else None
         workspace = pack_workspace(log.allocations) if self._frames else Workspace()
         copied_bytes = 0 if served is not None else sum(_nbytes(t) for t in tensors)
-        return Trait(served, layouts, workspace), _unplanned_bytes(log, workspace) + copied_bytes
+        return Trait(served, layouts, workspace, native=False), _unplanned_bytes(log, workspace) + copied_bytes
 
     def _recorded(self, run: Callable[[], Any]) -> tuple[Any, AllocationLog]:
         """The result of a run, after one that lets the kernel build its caches, and what it allocated."""
@@ -131,10 +135,14 @@ class Analyzer:
         _, creating = self._frames.record(run)
         run()
         _, steady = self._frames.record(run)
-        trait = Trait(workspace=pack_workspace(steady.allocations), first=pack_workspace(creating.allocations))
+        trait = Trait(
+            workspace=pack_workspace(steady.allocations),
+            first=pack_workspace(creating.allocations),
+            created=_created(run, creating),
+        )
         scratch_bytes = max(_unplanned_bytes(steady, trait.workspace), _unplanned_bytes(creating, trait.first))
-        run = self._served(run, trait, self._bench.spare(trait.workspace_bytes))
-        return self._statistics(operator, _timed(run), scratch_bytes, trait, "macro")
+        served = self._served(run, trait, self._bench.spare(trait.workspace_bytes))
+        return self._statistics(operator, _timed(served), scratch_bytes, trait, "macro")
 
     def _served(self, run: Callable[[], None], trait: Trait, address: int) -> Callable[[], None]:
         if not trait.workspace.places:
@@ -145,7 +153,7 @@ class Analyzer:
         exec("def served():\n" + "\n".join(f"    {line}" for line in lines), scope.names)
         return scope.names["served"]  # type: ignore[no-any-return]
 
-    def _update(self, update: Update) -> Callable[[], None]:
+    def _update(self, update: Update) -> PartialStep:
         """The optimizer's own step on stand-ins of the same shapes, so that no parameter changes."""
         stand_ins = [self._parameters[name] for name in update.names]
         self._bench.reserve(2 * sum(p.numel() * p.element_size() + _ALIGNMENT_BYTES for p in stand_ins))
@@ -284,6 +292,15 @@ class _BenchWindows:
 
     def workspace(self) -> int:
         return self._workspace
+
+
+def _created(step: PartialStep, log: AllocationLog) -> tuple[tuple[str, int], ...]:
+    """Which allocations of its first run are the state of an update of one parameter, as (key, index)."""
+    if len(step.state) != 1:
+        return ()
+    (state,) = step.state.values()
+    found = [(key, log.index_of(t.data_ptr())) for key, t in state.items() if isinstance(t, torch.Tensor)]
+    return tuple((key, index) for key, index in found if index is not None)
 
 
 def _materialized(argument: Any, windows: _BenchWindows) -> Any:

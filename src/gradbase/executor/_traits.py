@@ -34,13 +34,17 @@ class Trait:
 
     `served[i]` is the index of the i-th result among the kernel's allocations (None: unused or empty); `served`
     itself is None where results are not allocations of their own. `layouts[i]` is (dtype, shape, strides) as the
-    kernel really returns it. `first` is the workspace of an update that creates the optimizer's state.
+    kernel really returns it. `native` is False for a kernel whose out= form refuses memory that is not its own to
+    resize. For an update, `first` is the workspace of the one that creates the optimizer's state, and `created`
+    says which of its allocations become state, as (key, index).
     """
 
     served: tuple[int | None, ...] | None = None
     layouts: tuple[Layout | None, ...] = ()
     workspace: Workspace = Workspace()
     first: Workspace = Workspace()
+    native: bool = True
+    created: tuple[tuple[str, int], ...] = ()
 
     @property
     def workspace_bytes(self) -> int:
@@ -48,7 +52,7 @@ class Trait:
 
     def encoded(self, way: str) -> str:
         """JSON for the catalogue."""
-        fields = {"way": way, "served": self.served, "layouts": self.layouts}
+        fields = {"way": way, "native": self.native, "served": self.served, "layouts": self.layouts, "created": self.created}
         fields |= {"workspace": [self.workspace.nbytes, self.workspace.places]}
         return json.dumps(fields | {"first": [self.first.nbytes, self.first.places]})
 
@@ -57,7 +61,9 @@ class Trait:
         fields = json.loads(text)
         served = None if fields["served"] is None else tuple(fields["served"])
         layouts = tuple(x if x is None else (x[0], tuple(x[1]), tuple(x[2])) for x in fields["layouts"])
-        return Trait(served, layouts, _workspace(fields["workspace"]), _workspace(fields["first"]))
+        created = tuple((key, index) for key, index in fields["created"])
+        workspace, first = _workspace(fields["workspace"]), _workspace(fields["first"])
+        return Trait(served, layouts, workspace, first, fields["native"], created)
 
 
 def _workspace(fields: Any) -> Workspace:
@@ -90,12 +96,17 @@ def apply_trait(program: Program, operator: Operator, trait: Trait) -> None:
     """Take in what tracing could not know: the size of hidden results, and the workspace."""
     call = program.calls.get(operator.id)
     for value, layout in zip(call.results if call else (), trait.layouts, strict=False):
-        if value is not None and layout is not None and extent_bytes(program.values[value]) == 0:
-            corrected = Tensor(program.values[value].storage, *layout)
-            if extent_bytes(corrected):
-                _replace_value(program, value, corrected)
+        if value is not None and layout is not None and _surprises(program.values[value], layout):
+            _replace_value(program, value, Tensor(program.values[value].storage, *layout))
     if trait.workspace_bytes and operator.id not in program.workspaces:
         _add_workspace(program, operator.id, trait.workspace_bytes)
+
+
+def _surprises(promised: Tensor, layout: Layout) -> bool:
+    """Whether the kernel returns something of another size than the fake one said: hidden, or of another dtype."""
+    if layout[0] != promised.dtype:
+        return True
+    return extent_bytes(promised) == 0 and extent_bytes(Tensor(promised.storage, *layout)) > 0
 
 
 def _add_workspace(program: Program, operator: int, nbytes: int) -> None:
@@ -148,9 +159,13 @@ def served_indices(
             continue
         index = log.index_of(tensor.data_ptr())
         promised = program.values[value]
-        hidden = extent_bytes(promised) == 0
-        if index is None or (not hidden and layout_of(tensor)[1:] != (promised.shape, promised.strides)):
+        if index is None or log.allocations[index].nbytes != tensor.untyped_storage().nbytes():
             return None
+        planned_bytes = program.plan.storages[promised.storage].nbytes
+        expected = (promised.dtype, promised.shape, promised.strides)
+        if not _surprises(promised, layout_of(tensor)):
+            if layout_of(tensor) != expected or log.allocations[index].nbytes != planned_bytes:
+                return None
         served.append(index)
     return tuple(served)
 

@@ -30,6 +30,8 @@ from gradbase.executor import (
     apply_known,
     costs_of,
     eager_extras,
+    lookup,
+    process_bytes,
     random_state_kept,
     release_freed_memory,
     tier_of,
@@ -59,6 +61,7 @@ class Options:
     accumulate: int = 1
     spill: Path | None = None
     rules: tuple[str, ...] | None = None
+    planning_limit_s: float = 8.0
     progress: Progress = _silent
 
 
@@ -246,7 +249,7 @@ class _StepPlanner:
         self._options = options
         self._frames = frames
         self._place = Place.here(device, frames)
-        self.page_directory = options.spill or _default_page_directory()
+        self.page_directory = options.spill or default_page_directory()
         self._tier = self._find_tier()
         self._budget_bytes: int | None = None
 
@@ -272,7 +275,8 @@ class _StepPlanner:
         eager = _eager_bytes(self._model, self._loss, batch, program, analyzed.statistics)
         if self._budget_bytes is None and options.memory is not None:
             self._budget_bytes = options.memory.resolve(eager)
-        costs = costs_of(program, analyzed.statistics, host_profile(self._catalog), self._tier)
+        profile = host_profile(self._catalog)
+        costs = costs_of(program, analyzed.statistics, profile, self._tier, process_bytes(eager))
         physical = _search(program.plan, costs, self._budget_bytes, options)
         planned = Planned(program, physical, traits_of(program, analyzed.statistics))
         device = self._place.device
@@ -283,7 +287,9 @@ class _StepPlanner:
 
 def _search(logical: LogicalPlan, costs: Costs, budget_bytes: int | None, options: Options) -> PhysicalPlan:
     options.progress("searching a plan", 0, 1)
-    physical = search_plan(logical, costs, budget_bytes, rules=options.rules)
+    physical = search_plan(
+        logical, costs, budget_bytes, rules=options.rules, time_limit_s=options.planning_limit_s
+    )
     verify_physical(logical, physical)
     options.progress("searching a plan", 1, 1)
     return physical
@@ -311,7 +317,7 @@ def _device_of(model: nn.Module) -> torch.device:
     return devices.pop()
 
 
-def _default_page_directory() -> Path:
+def default_page_directory() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     directory = Path(root) / "gradbase" / "pages"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -324,6 +330,7 @@ def _options(
     accumulate: int,
     spill: str | os.PathLike[str] | None,
     rules: Collection[str] | None,
+    planning_limit_s: float,
     on_progress: Progress | None,
 ) -> Options:
     if accumulate < 1:
@@ -336,6 +343,7 @@ def _options(
         accumulate,
         Path(spill) if spill is not None else None,
         None if rules is None else tuple(rules),
+        planning_limit_s,
         on_progress or _silent,
     )
 
@@ -356,6 +364,7 @@ def compile(
     spill: str | os.PathLike[str] | None = None,
     catalog: Catalog | str | os.PathLike[str] | None = None,
     rules: Collection[str] | None = None,
+    planning_limit_s: float = 8.0,
     on_progress: Progress | None = None,
 ) -> Step:
     """Plan the training step `loss(model, batch)`, its backward pass and `optimizer`'s update, within `memory`.
@@ -365,18 +374,20 @@ def compile(
     covers parameters, gradients, optimizer state, activations and workspace. `clip_grad_norm` clips gradients by
     global norm before the update; `accumulate` updates at every n-th call, with summed gradients. `spill` is the
     directory of the page file (default: the user's cache directory), `catalog` the file of the statistics.
-    `rules` names the planner's rules that are on (default: all). `on_progress(stage, done, total)` is called while
+    `rules` names the planner's rules that are on (default: all), `planning_limit_s` cuts a long search short (a plan
+    is found all the same, or refused). `on_progress(stage, done, total)` is called while
     it works. The first time on a machine, operators are measured: that takes about ten steps' time.
 
     Raises CaptureError (the step depends on data), InfeasibleError (nothing fits: it carries the least bytes),
     UsageError.
     """
-    options = _options(memory, clip_grad_norm, accumulate, spill, rules, on_progress)
+    options = _options(memory, clip_grad_norm, accumulate, spill, rules, planning_limit_s, on_progress)
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise UsageError(
             "the model is on the meta device: it has no values to train", "use gradbase.compiled.explain for it"
         )
-    step = Step(model, loss, optimizer, _catalog_of(catalog), options)
+    with random_state_kept(_device_of(model)):  # the first time on a machine, its disk is measured
+        step = Step(model, loss, optimizer, _catalog_of(catalog), options)
     step._current = step.prepare(batch, update=accumulate == 1)
     return step
 
@@ -393,6 +404,7 @@ def explain(
     accumulate: int = 1,
     catalog: Catalog | str | os.PathLike[str] | None = None,
     rules: Collection[str] | None = None,
+    planning_limit_s: float = 8.0,
     on_progress: Progress | None = None,
 ) -> Explanation:
     """Plan a step without running anything of it and without allocating the model, which may be on the meta device.
@@ -400,7 +412,7 @@ def explain(
     `device` names a profile of hardware that need not be here (`gradbase.cost.PROFILES`); None is this machine, with
     the catalogue's statistics where it has them and estimates elsewhere. Other arguments as in `compile`.
     """
-    options = _options(memory, clip_grad_norm, accumulate, None, rules, on_progress)
+    options = _options(memory, clip_grad_norm, accumulate, None, rules, planning_limit_s, on_progress)
     with random_state_kept(torch.device("cpu")):
         return _explained(model, loss, optimizer, batch, device, _catalog_of(catalog), options)
 
@@ -419,12 +431,10 @@ def _explained(
     profile = host_profile(store) if device is None else get_profile(device)
     statistics: Mapping[str, OperatorStatistics] = {}
     if device is None:
-        place = Place.here(torch.device("cpu"), load_frames())
-        signatures = {op.signature for op in program.plan.operators}
-        statistics = store.lookup(signatures, place.device, place.torch_version, place.threads)
+        statistics = lookup(program, store, Place.here(torch.device("cpu"), load_frames()))
         apply_known(program, statistics)
-    costs = costs_of(program, statistics, profile, tier_from_profile(profile))
     eager = _eager_bytes(model, loss, batch, program, statistics)
+    costs = costs_of(program, statistics, profile, tier_from_profile(profile), process_bytes(eager))
     budget = options.memory.resolve(eager) if options.memory else None
     physical = _search(program.plan, costs, budget, options)
     return Explanation(program.plan, physical, costs, eager, budget, profile.name, hypothetical=device is not None)

@@ -48,24 +48,24 @@ class PartialStep:
 
     def __init__(self, optimizer: optim.Optimizer, parameters: Sequence[torch.Tensor]) -> None:
         wanted = {id(p) for p in parameters}
-        self._parts = [
-            (group, [p for p in group["params"] if id(p) in wanted])
-            for group in optimizer.param_groups
-            if any(id(p) in wanted for p in group["params"])
-        ]
+        members = [[p for p in group["params"] if id(p) in wanted] for group in optimizer.param_groups]
+        self._optimizer = optimizer
+        self._parts = [(index, owned) for index, owned in enumerate(members) if owned]
         self._stand_in = copy.copy(optimizer)
-        self._stand_in.state = optimizer.state
         # Without the wrappers that profile, run hooks and break dynamo graphs at every call.
         self._step = inspect.unwrap(type(optimizer).step)
 
     @property
     def state(self) -> Any:
         """The optimizer's state, shared with it."""
-        return self._stand_in.state
+        return self._optimizer.state
 
     def __call__(self) -> None:
         """Run the update. Gradients are in `.grad`; gradients must be disabled by the caller."""
-        self._stand_in.param_groups = [{**group, "params": params} for group, params in self._parts]
+        # Looked up at every call: load_state_dict replaces both.
+        groups = self._optimizer.param_groups
+        self._stand_in.state = self._optimizer.state
+        self._stand_in.param_groups = [{**groups[index], "params": owned} for index, owned in self._parts]
         self._step(self._stand_in)
 
 

@@ -115,7 +115,8 @@ def _append_accumulations(
         reads = [builder.values[gradients[n]].storage for n in names]
         _append(builder, "accumulate", names, (*reads, *storages), storages, "update", moved=3, flops=1)
     builder.notes.append("gradients of several calls are accumulated: one accumulator a parameter stays in memory")
-    return accumulators, calls
+    # In the order of the gradients, which is the parameters': a norm over all of them depends on it.
+    return {name: accumulators[name] for name in gradients}, calls
 
 
 def _append_clip(builder: _Builder, gradients: Mapping[str, int]) -> int:

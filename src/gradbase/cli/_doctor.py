@@ -151,7 +151,7 @@ def _compiler() -> Iterator[Check]:
 def _page_file(named: Path | None) -> Iterator[Check]:
     from gradbase.buffer import PageFile, measure_tier
 
-    directory = _default_page_directory() if named is None else named
+    directory = default_page_directory() if named is None else named
     remedy = "give train --spill a directory on a local disk"
     try:
         with PageFile(directory, 4096) as probe:
@@ -200,11 +200,11 @@ def _transformers() -> Iterator[Check]:
         yield Check("transformers", "ok", "not installed; only recipes that import it need it")
 
 
-def _default_page_directory() -> Path:
+def default_page_directory() -> Path:
     """Where train pages to unless --spill says otherwise."""
     from gradbase import compiled
 
-    return compiled._default_page_directory()
+    return compiled.default_page_directory()
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

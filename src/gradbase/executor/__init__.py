@@ -8,6 +8,8 @@ from gradbase.executor._analyze import (
     apply_known,
     costs_of,
     eager_extras,
+    lookup,
+    process_bytes,
     tier_of,
     traits_of,
 )
@@ -26,6 +28,8 @@ __all__ = [
     "apply_known",
     "costs_of",
     "eager_extras",
+    "lookup",
+    "process_bytes",
     "random_state_kept",
     "release_freed_memory",
     "tier_of",

@@ -60,7 +60,7 @@ def analyze(
     Measures each operator that the catalogue does not know, and records it there.
     """
     signatures = [op.signature for op in program.plan.operators]
-    known = dict(catalog.lookup(set(signatures), place.device, place.torch_version, place.threads))
+    known = lookup(program, catalog, place)
     missing = {s for s in signatures if s not in known}
     analyzer = Analyzer(program, optimizer, parameters, frames) if missing else None
     fresh: list[OperatorStatistics] = []
@@ -77,6 +77,13 @@ def analyze(
     return Analyzed(known, len(fresh))
 
 
+def lookup(program: Program, catalog: Catalog, place: Place) -> dict[str, OperatorStatistics]:
+    """What the catalogue knows of a program's operators, by signature; nothing is measured."""
+    signatures = {op.signature for op in program.plan.operators}
+    rows = catalog.lookup(signatures, place.device, place.torch_version, place.threads)
+    return {signature: row for signature, row in rows.items() if Trait.known(row.details)}
+
+
 def apply_known(program: Program, statistics: Mapping[str, OperatorStatistics]) -> None:
     """Correct a program by statistics that are there; nothing is measured."""
     for position in range(len(program.plan.operators)):
@@ -90,16 +97,24 @@ def traits_of(program: Program, statistics: Mapping[str, OperatorStatistics]) ->
     return {op.id: Trait.decoded(statistics[op.signature].details) for op in program.plan.operators}
 
 
-# What the interpreter, the I/O threads and small allocations take while a step runs: 1 to 3 MiB where measured.
-_PROCESS_BYTES = 3 << 20
-
-
 def costs_of(
-    program: Program, statistics: Mapping[str, OperatorStatistics], profile: DeviceProfile, tier: Tier | None
+    program: Program,
+    statistics: Mapping[str, OperatorStatistics],
+    profile: DeviceProfile,
+    tier: Tier | None,
+    process_bytes: int = 0,
 ) -> Costs:
-    """Measured, else learned, else roofline estimates, and the tier. Scratch includes the process's own."""
+    """Measured, else learned, else roofline estimates, and the tier. `process_bytes` is added to each scratch."""
     estimates = estimate(program.plan, statistics, profile)
-    return Costs(tuple(replace(e, scratch_bytes=e.scratch_bytes + _PROCESS_BYTES) for e in estimates), tier)
+    return Costs(tuple(replace(e, scratch_bytes=e.scratch_bytes + process_bytes) for e in estimates), tier)
+
+
+def process_bytes(eager_peak_bytes: int) -> int:
+    """What the interpreter, the I/O threads and small allocations take while a step runs.
+
+    1 to 3 MiB where measured; never more than a 64th of the step, since tiny steps are planned for their own sake.
+    """
+    return min(3 << 20, eager_peak_bytes // 64)
 
 
 def tier_of(directory: Path, catalog: Catalog, progress: Progress) -> Tier:

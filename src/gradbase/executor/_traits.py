@@ -16,6 +16,7 @@ from gradbase.ir.logical import Operator, Storage, Tensor
 # Allocations below this stay with malloc: a plan need not bother with them.
 _WORTH_PLANNING_BYTES = 4096
 _ALIGNMENT_BYTES = 64
+_FORMAT = 1  # of the details in the catalogue; count up when their meaning changes
 
 Layout = tuple[str, tuple[int, ...], tuple[int, ...]]
 
@@ -52,9 +53,15 @@ class Trait:
 
     def encoded(self, way: str) -> str:
         """JSON for the catalogue."""
-        fields = {"way": way, "native": self.native, "served": self.served, "layouts": self.layouts, "created": self.created}
+        fields = {"format": _FORMAT, "way": way, "native": self.native, "served": self.served, "layouts": self.layouts, "created": self.created}
         fields |= {"workspace": [self.workspace.nbytes, self.workspace.places]}
         return json.dumps(fields | {"first": [self.first.nbytes, self.first.places]})
+
+    @staticmethod
+    def known(text: str) -> bool:
+        """Whether `details` were written in the present format: if not, the operator counts as not measured."""
+        fields = json.loads(text) if text else {}
+        return isinstance(fields, dict) and fields.get("format") == _FORMAT
 
     @staticmethod
     def decoded(text: str) -> Trait:

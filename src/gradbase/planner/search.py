@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 _PATIENCE = 8
 _SHRINK_ROUNDS = 4
 _BLAME = 3.0
+# What counts as lowering the excess.
+_BETTER = 0.99
 _NO_LIMIT = 1 << 62
 _PACK_ROUNDS = 5
 _TAKE_BACK_ROUNDS = 8
@@ -98,6 +100,8 @@ class Search:
         self.start_us = np.concatenate([[0.0], np.cumsum(position_us(problem))])
         self.page_us = np.array([g.page_us for g in problem.gaps])
         self.recompute_us = np.array([g.recompute_us for g in problem.gaps])
+        self.moved_us = np.array([g.out_us + g.in_us if g.page_us < INFINITE_US else 0.0 for g in problem.gaps])
+        self.congestion = 0.0  # µs waited per µs of transfer
         self.random = np.random.default_rng(0)
         self.noise = np.ones(len(problem.gaps))
         self.simulated_runs = 0
@@ -196,16 +200,18 @@ class Search:
         choice.action[gap] = PAGE if self.page_us[gap] < INFINITE_US else KEEP
 
     def learn(self, choice: Choice, timeline: Timeline) -> None:
-        """Move estimates halfway to what giving up the gap cost here, never below what it costs alone."""
+        """Move estimates halfway to what was seen: what recomputing a gap took, and how full the channels are."""
         for gap, cost in gap_costs(self.problem, timeline).items():
-            if gap < 0 or choice.action[gap] == KEEP:
-                continue
-            known, alone = (
-                (self.page_us, self.problem.gaps[gap].page_us)
-                if choice.action[gap] == PAGE
-                else (self.recompute_us, self.problem.gaps[gap].recompute_us)
-            )
-            known[gap] = max(alone, (known[gap] + cost) / 2)
+            if gap >= 0 and choice.action[gap] == RECOMPUTE:
+                alone = self.problem.gaps[gap].recompute_us
+                self.recompute_us[gap] = max(alone, (self.recompute_us[gap] + cost) / 2)
+        if timeline.transfer_us > 0:
+            seen = sum(timeline.stall_us.values()) / timeline.transfer_us
+            self.congestion = (self.congestion + seen) / 2
+
+    def paging_us(self) -> Floats:
+        """What paging each gap costs: the tax, and its part in the waiting for channels that are too slow."""
+        return self.page_us + self.congestion * self.moved_us
 
     def room(self, choice: Choice, target: float) -> Floats:
         """Bytes free at each position when only what the choice keeps is live."""
@@ -286,39 +292,39 @@ class Search:
         patience = _PATIENCE
         while patience and not draft.fits and not self.deadline.passed():
             choice = draft.choice.copy()
-            blamed = self.blame(choice, draft)
-            if not self.give_up(choice, draft) and not blamed:
+            excess = np.maximum(draft.excess, 0.0)
+            blamed = self.blame(choice, draft.timeline, excess)
+            if not self.give_up(choice, draft.timeline, excess) and not blamed:
                 break
             draft = self.build(choice, target)
-            patience = _PATIENCE if draft.worst < best.worst else patience - 1
+            patience = _PATIENCE if draft.worst < best.worst * _BETTER else patience - 1
             if draft.worst < best.worst:
                 best = draft
         return best
 
-    def blame(self, choice: Choice, draft: Draft) -> bool:
+    def blame(self, choice: Choice, timeline: Timeline, excess: Floats) -> bool:
         """Where a recomputation itself is what does not fit, do not recompute that gap, and think of it as dear."""
         blamed = False
-        for position in np.nonzero(draft.excess > 0)[0].tolist():
-            if draft.timeline.first_step[position] >= len(draft.timeline.steps):
+        for position in np.nonzero(excess > 0)[0].tolist():
+            if timeline.first_step[position] >= len(timeline.steps):
                 continue
-            kind, index = draft.timeline.peak_step(position)
-            gap = draft.timeline.walk.runs[index].cause if kind == COMPUTE else -1
+            kind, index = timeline.peak_step(position)
+            gap = timeline.walk.runs[index].cause if kind == COMPUTE else -1
             if gap < 0 or choice.action[gap] != RECOMPUTE:
                 continue
             self.recompute_us[gap] *= _BLAME
             choice.forget(gap)
             low, high = self.problem.gaps[gap].after + 1, self.problem.gaps[gap].before
-            draft.excess[low:high] += self.problem.gaps[gap].nbytes
-            draft.excess[position] = 0.0
+            excess[low:high] += self.problem.gaps[gap].nbytes
+            excess[position] = 0.0
             blamed = True
         return blamed
 
-    def give_up(self, choice: Choice, draft: Draft) -> bool:
+    def give_up(self, choice: Choice, timeline: Timeline, excess: Floats) -> bool:
         """Make the moves with the least cost per useful byte until the estimate fits. False when there are none."""
-        moves = possible_moves(
-            self.problem, choice, draft.timeline, self.page_us * self.noise, self.recompute_us * self.noise
-        )
-        excess, changed = np.maximum(draft.excess, 0.0), False
+        page_us, recompute_us = self.paging_us() * self.noise, self.recompute_us * self.noise
+        moves = possible_moves(self.problem, choice, timeline, page_us, recompute_us)
+        changed = False
         while excess.max() > 0:
             worst = int(excess.argmax())
             move = moves.cheapest(excess, worst)
@@ -345,7 +351,7 @@ class Search:
         return draft
 
     def restore(self, choice: Choice, draft: Draft) -> bool:
-        slack, cost = -draft.excess, np.minimum(self.page_us, self.recompute_us)
+        slack, cost = -draft.excess, np.minimum(self.paging_us(), self.recompute_us)
         given_up = [g for g, action in enumerate(choice.action) if action != KEEP]
         changed = False
         for gap in sorted(given_up, key=lambda g: (-cost[g], g)):
@@ -373,14 +379,20 @@ class Search:
             patience = _NEIGHBOUR_PATIENCE if self.best.time_us < before * (1 - 1e-4) else patience - 1
 
     def forgotten(self, candidate: Candidate) -> Choice:
-        """A copy of the choice without some of its decisions: expensive ones more often."""
+        """A copy of the choice without some of its decisions: the expensive ones, a stretch of them, or long chains."""
         choice = candidate.choice.copy()
-        given_up = [g for g, action in enumerate(choice.action) if action != KEEP]
-        if not given_up:
-            return choice
-        cost = gap_costs(self.problem, candidate.timeline)
-        weight = np.array([cost.get(g, 0.0) for g in given_up]) + 1e-9
-        odds = 0.1 + 0.5 * weight / weight.max()
-        for gap in np.array(given_up)[self.random.random(len(given_up)) < odds]:
-            choice.forget(int(gap))
+        given_up = np.array([g for g, action in enumerate(choice.action) if action != KEEP], dtype=np.int64)
+        way = self.random.random()
+        if way < 0.2 or not len(given_up):
+            return cut_chains(self.problem, choice, self.problem.total_us * float(self.random.uniform(0.001, 0.1)))
+        if way < 0.5:
+            born = np.array([self.problem.gaps[g].after for g in given_up])
+            begin = self.random.uniform(-0.2, 1.0) * self.problem.end
+            chosen = (born >= begin) & (born < begin + 0.2 * self.problem.end)
+        else:
+            cost = gap_costs(self.problem, candidate.timeline)
+            weight = np.array([cost.get(g, 0.0) for g in given_up.tolist()]) + 1e-9
+            chosen = self.random.random(len(given_up)) < 0.05 + 0.5 * weight / weight.max()
+        for gap in given_up[chosen].tolist():
+            choice.forget(gap)
         return choice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,6 @@ from torch import nn
 import gradbase as gb
 from gradbase.catalog import Catalog
 from tests.zoo import state_sha256
-
-
-@pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
-    with Catalog(tmp_path_factory.mktemp("catalog") / "catalog.sqlite") as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -49,9 +43,7 @@ def job(width: int = 192) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def batches(sizes: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     source = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(n, 16, generator=source), torch.randint(0, 4, (n,), generator=source)) for n in sizes
-    ]
+    return [(torch.randn(n, 16, generator=source), torch.randint(0, 4, (n,), generator=source)) for n in sizes]
 
 
 def least_bytes(compiled: Callable[..., gb.Step], **options: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from gradbase.catalog import Catalog
 from tests.zoo import BATCHES, REFUSED, ZOO, Case, eager_run, state_sha256
 
 
-@pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
-    with Catalog(tmp_path_factory.mktemp("catalog") / "catalog.sqlite") as opened:
-        yield opened
-
-
 def planned_run(case: Case, steps: int, catalog: Catalog, spill: Path, memory: str | None) -> tuple[list[float], str]:
     torch.manual_seed(0)
     model = case.model()
@@ -27,7 +20,9 @@ def planned_run(case: Case, steps: int, catalog: Catalog, spill: Path, memory: s
     step = None
     for batch, _ in zip(case.batches(), range(steps), strict=False):
         if step is None:
-            step = gb.compile(model, case.loss, optimizer, batch, memory, catalog=catalog, spill=spill, planning_limit_s=1)
+            step = gb.compile(
+                model, case.loss, optimizer, batch, memory, catalog=catalog, spill=spill, planning_limit_s=1
+            )
         losses.append(step(batch).item())
     assert step is not None
     step.close()

@@ -252,6 +252,7 @@ class _StepPlanner:
         self.page_directory = options.spill or default_page_directory()
         self._tier = self._find_tier()
         self._budget_bytes: int | None = None
+        self._warm: set[str] = set()
 
     def _find_tier(self) -> Tier | None:
         """No paging onto a RAM disk: it would take from the same memory."""
@@ -270,7 +271,14 @@ class _StepPlanner:
         options.progress("capturing the step", 1, 1)
         parameters = dict(self._model.named_parameters())
         analyzed = analyze(
-            program, self._optimizer, parameters, self._catalog, self._place, self._frames, options.progress
+            program,
+            self._optimizer,
+            parameters,
+            self._catalog,
+            self._place,
+            self._frames,
+            self._warm,
+            options.progress,
         )
         eager = _eager_bytes(self._model, self._loss, batch, program, analyzed.statistics)
         if self._budget_bytes is None and options.memory is not None:

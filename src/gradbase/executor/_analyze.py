@@ -18,6 +18,9 @@ from gradbase.executor._measure import Analyzer
 from gradbase.executor._traits import Trait, apply_trait, eager_extra
 from gradbase.ir.costs import Costs, Tier
 
+# Below this, a kernel runs in a library's resident code with hardly any buffer.
+_WORTH_WARMING_FLOPS = 1_000_000
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -53,25 +56,31 @@ def analyze(
     catalog: Catalog,
     place: Place,
     frames: Frames | None,
+    warm: set[str],
     progress: Progress,
 ) -> Analyzed:
     """Statistics for every operator; `program` is corrected by what they tell (hidden results, workspaces).
 
-    Measures each operator that the catalogue does not know, and records it there.
+    Measures each operator that the catalogue does not know, and records it there. Of the others, the large ones
+    run once: libraries build code and keep buffers for them, which then are there before the first step. `warm`
+    holds the signatures that have run in this process.
     """
     signatures = [op.signature for op in program.plan.operators]
     known = lookup(program, catalog, place)
     missing = {s for s in signatures if s not in known}
-    analyzer = Analyzer(program, optimizer, parameters, frames) if missing else None
+    analyzer = Analyzer(program, optimizer, parameters, frames)
     fresh: list[OperatorStatistics] = []
     for position in range(len(program.plan.operators)):
         operator = program.plan.operators[position]
         if operator.signature not in known:
-            assert analyzer is not None
             known[operator.signature] = analyzer.measure(operator)
             fresh.append(known[operator.signature])
             progress("measuring operators", len(fresh), len(missing))
-        apply_trait(program, operator, Trait.decoded(known[operator.signature].details))
+        trait = Trait.decoded(known[operator.signature].details)
+        apply_trait(program, operator, trait)
+        if operator.signature not in warm and operator.signature not in missing and operator.flops >= _WORTH_WARMING_FLOPS:
+            analyzer.warm_up(program.plan.operators[position], trait)
+        warm.add(operator.signature)
     if fresh:
         catalog.record(fresh, device=place.device, torch_version=place.torch_version, threads=place.threads)
     return Analyzed(known, len(fresh))

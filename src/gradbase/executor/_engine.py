@@ -79,9 +79,6 @@ class Engine:
 
     def bind(self, planned: Planned) -> None:
         """Make the plan runnable: arena and page file large enough, windows, generated function."""
-        if self.meter is None:
-            batch_bytes = sum(planned.program.plan.storages[s].nbytes for s in planned.program.batch)
-            self.meter = PeakMeter(self._device, self._resident_bytes() + batch_bytes)
         self._grow_arena(planned.plan.arena_bytes)
         slots = self._page_slots(planned)
         self._make_accumulators(planned.program)
@@ -98,6 +95,16 @@ class Engine:
         planned.generated = generate(planned.program, planned.plan, planned.traits, resources)
         planned.pointers = self._pointers()
         self._bound.append(planned)
+        if self.meter is None:
+            self.meter = self._new_meter(planned.program)
+
+    def _new_meter(self, program: Program) -> PeakMeter:
+        """Counts from here on what the process takes beside what is already there and belongs to the step."""
+        assert self._arena is not None
+        counted_bytes = self._resident_bytes() + self._arena.nbytes
+        counted_bytes += sum(program.plan.storages[s].nbytes for s in program.batch)
+        counted_bytes += sum(t.untyped_storage().nbytes() for t in self._accumulators.values())
+        return PeakMeter(self._device, counted_bytes)
 
     def _resident_bytes(self) -> int:
         """Parameters, buffers, and the optimizer state and gradients that are there before the first step."""

@@ -67,6 +67,15 @@ class Analyzer:
             with torch.enable_grad():
                 return self._measure_call(operator, call)
 
+    def warm_up(self, operator: Operator, trait: Trait) -> None:
+        """Run a kernel once, so that what its library builds and keeps is there before memory is promised."""
+        call = self._program.calls.get(operator.id)
+        if call is None:
+            return
+        with random_state_kept(torch.device("cpu")), torch.enable_grad():
+            self._bench.lay_out(self._program, call, trait.workspace_bytes)
+            self._compiled(call, choose(call, trait))()
+
     def _measure_call(self, operator: Operator, call: Call) -> OperatorStatistics:
         self._bench.lay_out(self._program, call)
         trait, scratch_bytes = self._discover(call)

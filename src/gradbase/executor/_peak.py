@@ -20,8 +20,8 @@ class PeakMeter:
     """The peak of memory above a baseline, in bytes.
 
     On the CPU it is the peak resident set (VmHWM) without file-backed pages, read from /proc (Linux); on CUDA
-    the allocator's peak. The baseline is taken when the meter is made: make it after planning and before the
-    arena, and add what was already there and counts.
+    the allocator's peak. The baseline is taken when the meter is made; `counted_bytes` is what is already there
+    then and belongs to the step (parameters, arena, ...), so that the planner's own objects do not count.
     """
 
     def __init__(self, device: torch.device, counted_bytes: int) -> None:

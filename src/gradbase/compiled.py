@@ -295,9 +295,7 @@ class _StepPlanner:
 
 def _search(logical: LogicalPlan, costs: Costs, budget_bytes: int | None, options: Options) -> PhysicalPlan:
     options.progress("searching a plan", 0, 1)
-    physical = search_plan(
-        logical, costs, budget_bytes, rules=options.rules, time_limit_s=options.planning_limit_s
-    )
+    physical = search_plan(logical, costs, budget_bytes, rules=options.rules, time_limit_s=options.planning_limit_s)
     verify_physical(logical, physical)
     options.progress("searching a plan", 1, 1)
     return physical

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn, optim
 
 from gradbase.capture._optimizer import UpdateShape, is_separable, update_shape

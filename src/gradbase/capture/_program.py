@@ -69,9 +69,9 @@ class Call:
 class Program:
     """A logical plan and, aligned with it, what torch needs to run it.
 
-    `values` are tensors (windows onto storages); `calls[i]` or `updates[i]` runs operator i. `parameters` and `buffers` map
-    names to storages, `constants` storages to tensors; `batch[i]` is the storage of the i-th tensor leaf.
-    `workspaces` maps operators to the storage that is their workspace, once statistics have told of one.
+    `values` are tensors (windows onto storages). Operator i is run by `calls[i]`, or as `tail` says. `parameters`
+    and `buffers` map names to storages, `constants` storages to tensors; `batch[i]` is the storage of the i-th
+    tensor leaf. `workspaces` maps operators to the storage that is their workspace, once statistics have told of one.
     """
 
     plan: LogicalPlan

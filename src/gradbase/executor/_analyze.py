@@ -78,7 +78,8 @@ def analyze(
             progress("measuring operators", len(fresh), len(missing))
         trait = Trait.decoded(known[operator.signature].details)
         apply_trait(program, operator, trait)
-        if operator.signature not in warm and operator.signature not in missing and operator.flops >= _WORTH_WARMING_FLOPS:
+        cold = operator.signature not in warm and operator.signature not in missing
+        if cold and operator.flops >= _WORTH_WARMING_FLOPS:
             analyzer.warm_up(program.plan.operators[position], trait)
         warm.add(operator.signature)
     if fresh:

@@ -53,7 +53,8 @@ class Trait:
 
     def encoded(self, way: str) -> str:
         """JSON for the catalogue."""
-        fields = {"format": _FORMAT, "way": way, "native": self.native, "served": self.served, "layouts": self.layouts, "created": self.created}
+        fields = {"format": _FORMAT, "way": way, "native": self.native, "created": self.created}
+        fields |= {"served": self.served, "layouts": self.layouts}
         fields |= {"workspace": [self.workspace.nbytes, self.workspace.places]}
         return json.dumps(fields | {"first": [self.first.nbytes, self.first.places]})
 
@@ -170,9 +171,9 @@ def served_indices(
             return None
         planned_bytes = program.plan.storages[promised.storage].nbytes
         expected = (promised.dtype, promised.shape, promised.strides)
-        if not _surprises(promised, layout_of(tensor)):
-            if layout_of(tensor) != expected or log.allocations[index].nbytes != planned_bytes:
-                return None
+        fits = layout_of(tensor) == expected and log.allocations[index].nbytes == planned_bytes
+        if not fits and not _surprises(promised, layout_of(tensor)):
+            return None
         served.append(index)
     return tuple(served)
 

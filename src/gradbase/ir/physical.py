@@ -14,7 +14,7 @@ Instruction i runs before instruction i + 1. I/O is asynchronous: `PageOut` and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal
 
 Origin = Literal["compute", "recompute", "page-in"]
 Action = Literal["keep", "recompute", "page"]
@@ -71,7 +71,7 @@ class Await:
     direction: Literal["in", "out"]
 
 
-Instruction = Union[Compute, PageOut, PageIn, Await]
+Instruction = Compute | PageOut | PageIn | Await
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class PhysicalPlan:
     lower_bound_time_us: float  # no plan with this order of operators within the budget is faster (proven)
     planning_s: float = 0.0
     rules: tuple[str, ...] = ()  # planner rules that were on, in order
-    estimates: tuple[tuple[str, int], ...] = field(default=())  # ("measured", 180), ("roofline", 3): operators by source
+    estimates: tuple[tuple[str, int], ...] = field(default=())  # operators by source: ("measured", 180)
 
     @property
     def predicted_peak_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""A language model of four LSTM layers, width 512: 48 sequences of 120 tokens, vocabulary 256."""
+"""A language model of four LSTM layers, width 512: 48 sequences of 60 tokens, vocabulary 256."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 LAYERS, WIDTH, VOCABULARY = 4, 512, 256
-SEQUENCES, LENGTH = 48, 120
+SEQUENCES, LENGTH = 48, 60
 
 
 class Layer(nn.Module):

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +30,7 @@ from gradbase.executor import (
     apply_known,
     costs_of,
     eager_extras,
+    link_of,
     lookup,
     process_bytes,
     random_state_kept,
@@ -42,10 +43,13 @@ from gradbase.ir.costs import Costs, Tier
 from gradbase.ir.logical import LogicalPlan
 from gradbase.ir.physical import PhysicalPlan
 from gradbase.ir.verify import verify_physical
-from gradbase.planner import CurvePoint
+from gradbase.planner import RULES, CurvePoint
 from gradbase.planner import plan as search_plan
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
+
+
+ALL_RULES = tuple(rule.name for rule in RULES)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -247,6 +251,7 @@ class _StepPlanner:
         self._optimizer = optimizer
         self._catalog = catalog
         self._options = options
+        self._device = device
         self._frames = frames
         self._place = Place.here(device, frames)
         self.page_directory = options.spill or default_page_directory()
@@ -256,6 +261,8 @@ class _StepPlanner:
 
     def _find_tier(self) -> Tier | None:
         """No paging onto a RAM disk: it would take from the same memory."""
+        if self._device.type == "cuda":
+            return link_of(self._device, self._catalog, self._place, self._options.progress)
         with PageFile(self.page_directory, 4096) as probe:
             if probe.medium == "memory":
                 return None
@@ -285,6 +292,8 @@ class _StepPlanner:
             self._budget_bytes = options.memory.resolve(eager)
         profile = host_profile(self._catalog)
         costs = costs_of(program, analyzed.statistics, profile, self._tier, process_bytes(eager))
+        if self._device.type == "cuda":  # pinned host memory has no mapping that could be a state's home
+            options = replace(options, rules=tuple(r for r in options.rules or ALL_RULES if r != "spill"))
         physical = _search(program.plan, costs, self._budget_bytes, options)
         planned = Planned(program, physical, traits_of(program, analyzed.statistics))
         device = self._place.device

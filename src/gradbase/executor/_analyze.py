@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def analyze(
     signatures = [op.signature for op in program.plan.operators]
     known = lookup(program, catalog, place)
     missing = {s for s in signatures if s not in known}
-    analyzer = Analyzer(program, optimizer, parameters, frames)
+    analyzer = Analyzer(program, optimizer, parameters, frames, next(iter(parameters.values())).device)
     fresh: list[OperatorStatistics] = []
     for position in range(len(program.plan.operators)):
         operator = program.plan.operators[position]
@@ -147,6 +148,36 @@ def tier_of(directory: Path, catalog: Catalog, progress: Progress) -> Tier:
         catalog.record_tier(known)
         progress("measuring the page file's disk", 1, 1)
     return replace(known.tier(), source="measured")
+
+
+def link_of(device: torch.device, catalog: Catalog, place: Place, progress: Progress) -> Tier:
+    """The tier of an accelerator: pinned host memory behind its link, measured once."""
+    medium = f"{place.device} host link"
+    known = catalog.lookup_tier(medium)
+    if known is None:
+        progress("measuring the host link", 0, 1)
+        known = TierStatistics(medium, medium, *_link_rates(device), latency_us=20.0, compute_tax=0.02, duplex=True)
+        catalog.record_tier(known)
+        progress("measuring the host link", 1, 1)
+    return known.tier()
+
+
+def _link_rates(device: torch.device) -> tuple[float, float]:
+    """Bytes per µs to and from pinned host memory: the best of a few copies of 64 MiB."""
+    host = torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True)
+    frame = torch.empty(64 << 20, dtype=torch.uint8, device=device)
+    return _copy_rate(host, frame), _copy_rate(frame, host)
+
+
+def _copy_rate(target: torch.Tensor, source: torch.Tensor) -> float:
+    rates = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+        rates.append(source.numel() / ((time.perf_counter() - start) * 1e6))
+    return max(rates)
 
 
 def eager_extras(statistics: Mapping[str, OperatorStatistics]) -> Callable[..., tuple[int, int]]:

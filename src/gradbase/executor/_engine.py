@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-from gradbase.buffer import Arena, DeviceArena, Frames, FrameSource, PageFile, Pager
+from gradbase.buffer import Arena, CudaPager, DeviceArena, Frames, FrameSource, PageFile, Pager
 from gradbase.capture import Program
 from gradbase.common.errors import GradbaseError, StepError
 from gradbase.executor._codegen import FILENAME, Generated, Resources, generate, page_slots, stamps_to_us
@@ -66,7 +66,8 @@ class Engine:
         self._device = device
         self._arena: FrameSource | None = None
         self._pagefile: PageFile | None = None
-        self._pager: Pager | None = None
+        self._pager: Pager | CudaPager | None = None
+        self._paged_bytes = 0
         self._state_slots: dict[StateName, int] = {}
         self._state_bytes = 0
         self._homes: dict[StateName, Home] = {}
@@ -141,9 +142,9 @@ class Engine:
         slots = {storage: self._state_bytes + offset for storage, offset in slots.items()}
         slots |= {storage: self._state_slots[states[storage]] for storage in planned.plan.spilled}
         self._grow_pagefile(self._state_bytes + paged_bytes)
-        assert self._pagefile is not None
         unsettled = {states[s]: slots[s] for s in planned.plan.spilled if states[s] not in self._homes}
         if unsettled:
+            assert self._pagefile is not None, "state is spilled to files only"
             self._homes |= settle(self._pagefile, unsettled, self._parameters, self._optimizer)
         return slots
 
@@ -156,12 +157,17 @@ class Engine:
 
     def _grow_pagefile(self, nbytes: int) -> None:
         """A page file of at least so many bytes. Spilled state moves through memory into the new one."""
-        if self._pagefile is not None and self._pagefile.nbytes >= nbytes:
+        if self._pager is not None and self._paged_bytes >= nbytes:
             return
         self._unbind()
         self._close_pagefile()
+        if self._device.type == "cuda":
+            self._pager = CudaPager(nbytes, self._device)
+            self._paged_bytes = nbytes
+            return
         self._pagefile = PageFile(self._page_directory, nbytes)
         self._pager = Pager(self._pagefile)
+        self._paged_bytes = self._pagefile.nbytes
 
     def _close_pagefile(self) -> None:
         move_out(self._homes, self._optimizer)
@@ -219,7 +225,8 @@ class Engine:
             except BaseException as error:
                 raise self._explained(planned, error) from error
         self.meter.read()
-        planned.times_us = [*planned.times_us[1 - self._TIMES_KEPT :], stamps_to_us(stamps)]
+        if self._device.type != "cuda":  # there, calls return before kernels are done
+            planned.times_us = [*planned.times_us[1 - self._TIMES_KEPT :], stamps_to_us(stamps)]
         return loss
 
     def _explained(self, planned: Planned, error: BaseException) -> BaseException:

@@ -18,7 +18,7 @@ import torch
 from torch import optim
 from torch.profiler import ProfilerActivity, profile
 
-from gradbase.buffer import AllocationLog, Arena, Frames
+from gradbase.buffer import AllocationLog, Arena, DeviceArena, Frames, FrameSource
 from gradbase.capture import Call, PartialStep, Program, Ref, Update
 from gradbase.catalog import OperatorStatistics
 from gradbase.executor._lowering import Lowering, Scope, arguments_of, choose, emit, served_lines
@@ -48,17 +48,19 @@ class Analyzer:
         optimizer: optim.Optimizer,
         parameters: Mapping[str, torch.Tensor],
         frames: Frames | None,
+        device: torch.device,
     ) -> None:
         self._program = program
         self._optimizer = optimizer
         self._parameters = parameters
         self._frames = frames
-        self._bench = _Bench(_widest_bytes(program), frames)
+        self._device = device
+        self._bench = _Bench(_widest_bytes(program), frames, device)
 
     def measure(self, operator: Operator) -> OperatorStatistics:
         """Run and time one operator of the program. Allocates its arguments and results, no more."""
         call = self._program.calls.get(operator.id)
-        with random_state_kept(torch.device("cpu")):
+        with random_state_kept(self._device):
             if call is None:
                 with torch.no_grad():
                     return self._measure_macro(operator)
@@ -72,7 +74,7 @@ class Analyzer:
         call = self._program.calls.get(operator.id)
         if call is None:
             return
-        with random_state_kept(torch.device("cpu")), torch.enable_grad():
+        with random_state_kept(self._device), torch.enable_grad():
             self._bench.lay_out(self._program, call, trait.workspace_bytes)
             self._compiled(call, choose(call, trait))()
 
@@ -82,7 +84,9 @@ class Analyzer:
         apply_trait(self._program, operator, trait)
         self._bench.lay_out(self._program, call, trait.workspace_bytes)
         lowering = choose(call, trait)
-        return self._statistics(operator, _timed(self._compiled(call, lowering)), scratch_bytes, trait, lowering.way)
+        return self._statistics(
+            operator, _timed(self._compiled(call, lowering), self._device), scratch_bytes, trait, lowering.way
+        )
 
     def _statistics(
         self, operator: Operator, times_us: list[float], scratch_bytes: int, trait: Trait, way: str
@@ -111,7 +115,7 @@ class Analyzer:
             with contextlib.suppress(RuntimeError):  # some out= forms want to resize: then as the kernel allocates
                 log = self._recorded(self._compiled(call, lowering))[1]
                 workspace = pack_workspace(log.allocations) if self._frames else Workspace()
-                return Trait(workspace=workspace), _unplanned_bytes(log, workspace)
+                return Trait(workspace=workspace), self._scratch_bytes(log, workspace)
         return self._discover_functional(call)
 
     def _discover_functional(self, call: Call) -> tuple[Trait, int]:
@@ -125,22 +129,25 @@ class Analyzer:
         served = served_indices(self._program, call.results, tensors, log) if self._frames else None
         workspace = pack_workspace(log.allocations) if self._frames else Workspace()
         copied_bytes = 0 if served is not None else sum(_nbytes(t) for t in tensors)
-        return Trait(served, layouts, workspace, native=False), _unplanned_bytes(log, workspace) + copied_bytes
+        return Trait(served, layouts, workspace, native=False), self._scratch_bytes(log, workspace) + copied_bytes
+
+    def _scratch_bytes(self, log: AllocationLog, workspace: Workspace) -> int:
+        return _unplanned_bytes(log, workspace) if self._frames else log.peak_extra_bytes
 
     def _recorded(self, run: Callable[[], Any]) -> tuple[Any, AllocationLog]:
         """The result of a run, after one that lets the kernel build its caches, and what it allocated."""
         run()
-        return self._frames.record(run) if self._frames else _profiled(run)
+        return self._frames.record(run) if self._frames else _observed(run, self._device)
 
     def _measure_macro(self, operator: Operator) -> OperatorStatistics:
         update = self._program.tail.updates.get(operator.id)
         if update is None:
-            return self._statistics(operator, _timed(self._touch(operator)), 0, Trait(), "macro")
+            return self._statistics(operator, _timed(self._touch(operator), self._device), 0, Trait(), "macro")
         run = self._update(update)
         if self._frames is None:
             run()
-            _, log = _profiled(run)
-            return self._statistics(operator, _timed(run), log.peak_bytes, Trait(), "macro")
+            _, log = _observed(run, self._device)
+            return self._statistics(operator, _timed(run, self._device), log.peak_bytes, Trait(), "macro")
         _, creating = self._frames.record(run)
         run()
         _, steady = self._frames.record(run)
@@ -151,7 +158,7 @@ class Analyzer:
         )
         scratch_bytes = max(_unplanned_bytes(steady, trait.workspace), _unplanned_bytes(creating, trait.first))
         served = self._served(run, trait, self._bench.spare(trait.workspace_bytes))
-        return self._statistics(operator, _timed(served), scratch_bytes, trait, "macro")
+        return self._statistics(operator, _timed(served, self._device), scratch_bytes, trait, "macro")
 
     def _served(self, run: Callable[[], None], trait: Trait, address: int) -> Callable[[], None]:
         if not trait.workspace.places:
@@ -206,21 +213,29 @@ def _trial(
 class _Bench:
     """One arena for all measurements: its pages are touched once, as in the step."""
 
-    def __init__(self, nbytes: int, frames: Frames | None) -> None:
+    def __init__(self, nbytes: int, frames: Frames | None, device: torch.device) -> None:
         self._frames = frames
-        self._pool = torch.rand(_POOL_ELEMENTS)
-        self._arena: Arena | None = None
-        self._spare: Arena | None = None
+        self._device = device
+        with random_state_kept(device):
+            self._pool = torch.rand(_POOL_ELEMENTS, device=device)
+        self._arena: FrameSource | None = None
+        self._spare: FrameSource | None = None
         self._offsets: dict[int, int] = {}
         self._workspace = 0
         self.reserve(nbytes)
 
     def reserve(self, nbytes: int) -> None:
         if self._arena is None or self._arena.nbytes < nbytes:
-            self._arena = Arena(nbytes)
-            if self._frames is not None:
-                self._frames.adopt(self._arena)
+            self._arena = self._new_arena(nbytes)
             self._fill(0, nbytes)
+
+    def _new_arena(self, nbytes: int) -> FrameSource:
+        if self._device.type == "cuda":
+            return DeviceArena(nbytes, self._device)
+        arena = Arena(nbytes)
+        if self._frames is not None:
+            self._frames.adopt(arena)
+        return arena
 
     def _fill(self, offset: int, nbytes: int) -> None:
         """Plain numbers between 0 and 1: no NaN, no denormals, valid as probabilities and variances."""
@@ -271,9 +286,7 @@ class _Bench:
 
     def spare(self, nbytes: int) -> int:
         """The address of so many bytes that no window of this bench overlaps."""
-        self._spare = Arena(nbytes)
-        if self._frames is not None:
-            self._frames.adopt(self._spare)
+        self._spare = self._new_arena(nbytes)
         return self._spare.address
 
 
@@ -336,15 +349,22 @@ def _nbytes(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.untyped_storage().nbytes()
 
 
-def _timed(run: Callable[[], Any]) -> list[float]:
+def _timed(run: Callable[[], Any], device: torch.device) -> list[float]:
     """Runs until the times add up to enough, after one run that warms caches."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else _no_wait
     run()
+    wait()
     times_us: list[float] = []
     while len(times_us) < _LEAST_RUNS or (len(times_us) < _MOST_RUNS and sum(times_us) < _ENOUGH_US):
         start = time.perf_counter()
         run()
+        wait()
         times_us.append((time.perf_counter() - start) * 1e6)
     return times_us
+
+
+def _no_wait() -> None:
+    """CPU kernels are done when they return."""
 
 
 def _unplanned_bytes(log: AllocationLog, workspace: Workspace) -> int:
@@ -359,8 +379,21 @@ def _unplanned_bytes(log: AllocationLog, workspace: Workspace) -> int:
     return peak
 
 
+def _observed(run: Callable[[], Any], device: torch.device) -> tuple[Any, AllocationLog]:
+    """A run's result and peak where the native allocator is not there."""
+    if device.type != "cuda":
+        return _profiled(run)
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    result = run()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - held
+    kept = torch.cuda.memory_allocated(device) - held
+    return result, AllocationLog((), peak, max(peak - kept, 0))
+
+
 def _profiled(run: Callable[[], Any]) -> tuple[Any, AllocationLog]:
-    """The same by torch's profiler, where the native allocator is not there: slower, and sees all threads."""
+    """By torch's profiler: slower than the native allocator's record, and sees all threads."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = run()
     live = peak = 0

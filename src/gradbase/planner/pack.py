@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 
-# Blocks placed, over all tries, before the best packing so far is taken.
-_PLACEMENTS = 20_000
+# Pairs of blocks compared, over all tries, before the best packing so far is taken; and tries, at most.
+_COMPARISONS = 40_000_000
+_TRIES = 120
 # A try is given up where it is this much higher than the best packing.
 _WORSE = 1.1
 
@@ -36,9 +38,10 @@ def pack(
         return [], 0
     blocks = _Blocks(*(np.array(x, dtype=np.int64) for x in (born, dies, nbytes, alignment)))
     enough = max(enough, blocks.most_alive())
-    best = _first_orders(blocks, enough)
+    tries = max(4, min(_TRIES, _COMPARISONS // len(nbytes) ** 2))
+    best = _first_orders(blocks, enough, tries)
     if thorough:
-        best = _squeak(blocks, best, enough, max(4, _PLACEMENTS // len(nbytes)))
+        best = _squeak(blocks, best, enough, tries // 2)
     return best.offsets, best.height
 
 
@@ -50,15 +53,14 @@ class _Packing:
     tight: bool
 
 
-def _first_orders(blocks: _Blocks, enough: int) -> _Packing:
+def _first_orders(blocks: _Blocks, enough: int, tries: int) -> _Packing:
     best: _Packing | None = None
-    for order in blocks.orders():
-        for tight in (True, False):
-            packing = blocks.place(order, tight, best.height if best else None)
-            if packing is not None and (best is None or packing.height < best.height):
-                best = packing
-            if best is not None and best.height <= enough:
-                return best
+    for order, tight in list(product(blocks.orders(), (True, False)))[:tries]:
+        packing = blocks.place(order, tight, best.height if best else None)
+        if packing is not None and (best is None or packing.height < best.height):
+            best = packing
+        if best is not None and best.height <= enough:
+            break
     assert best is not None
     return best
 
@@ -106,9 +108,9 @@ class _Blocks:
         born, size, length, alive = self.born, self.nbytes, self.dies - self.born + 1, self.alive()
         crowd = np.array([alive[b : d + 1].max() for b, d in zip(born, self.dies, strict=True)])
         keys = [
+            (born, -size * length, -crowd),
             (born, -size * length),
             (born, -size, -length),
-            (born, -size * length, -crowd),
             (born, -length, -crowd),
             (born, -size, -crowd),
             (born, -size * np.sqrt(length)),

@@ -89,6 +89,17 @@ class Problem:
         return self.may_rerun(self.producer[storage], position) and (not mutations or position <= mutations[0])
 
 
+def safe_until(problem: Problem) -> list[int]:
+    """Per storage the last position before which it can be recomputed even if everything it needs was dropped."""
+    until = [-1] * len(problem.nbytes)
+    for operator in problem.order:
+        reads = [until[s] for s in problem.reads[operator]]
+        for storage in problem.writes[operator]:
+            changed = problem.mutations[storage][:1]
+            until[storage] = min([problem.expiry[operator], *reads, *changed])
+    return until
+
+
 def build_problem(
     logical: LogicalPlan, costs: Costs, order: list[int], *, inplace: bool, recompute: bool, page: bool, spill: bool
 ) -> Problem:

@@ -20,7 +20,7 @@ from gradbase.planner.chains import cut_chains
 from gradbase.planner.cover import Item, Transfer, cover
 from gradbase.planner.moves import possible_moves
 from gradbase.planner.packing import pack_timeline
-from gradbase.planner.problem import INFINITE_US, Gap, Problem
+from gradbase.planner.problem import INFINITE_US, Gap, Problem, safe_until
 from gradbase.planner.transfers import COMPUTE, Timeline, gap_costs, lay_out
 from gradbase.planner.walk import KEEP, PAGE, RECOMPUTE, Choice, DeadEnd, TooLong, walk_through
 
@@ -29,7 +29,10 @@ Floats = NDArray[np.float64]
 # Repairs in a row that may fail to lower the excess.
 _PATIENCE = 8
 _SHRINK_ROUNDS = 4
+# After this many recomputations in one walk that turn out impossible, all that might be are given up.
+_DEAD_ENDS = 4
 _BLAME = 3.0
+_BLAMED = 3  # gaps per repair
 # What counts as lowering the excess.
 _BETTER = 0.99
 _NO_LIMIT = 1 << 62
@@ -101,6 +104,7 @@ class Search:
         self.page_us = np.array([g.page_us for g in problem.gaps])
         self.recompute_us = np.array([g.recompute_us for g in problem.gaps])
         self.moved_us = np.array([g.out_us + g.in_us if g.page_us < INFINITE_US else 0.0 for g in problem.gaps])
+        self.safe_until = safe_until(problem)
         self.congestion = 0.0  # µs waited per µs of transfer
         self.random = np.random.default_rng(0)
         self.noise = np.ones(len(problem.gaps))
@@ -113,11 +117,20 @@ class Search:
         """The fastest candidate found that fits, or None."""
         start = self.first_choice(float(self.capacity))
         self.descend(start)
-        for parts in _CHAIN_PARTS:
-            if not self.close_enough() and not self.deadline.passed():
-                self.descend(cut_chains(self.problem, start, self.problem.total_us / parts))
+        for base in (start, self.recompute_all()):
+            for parts in _CHAIN_PARTS:
+                if not self.close_enough() and not self.deadline.passed():
+                    self.descend(cut_chains(self.problem, base, self.problem.total_us / parts))
         self.neighbours()
         return self.best
+
+    def recompute_all(self) -> Choice:
+        """Give up whatever can be recomputed; with chains cut, recomputation between checkpoints."""
+        return Choice([RECOMPUTE if self.is_safe(g) else KEEP for g in self.problem.gaps])
+
+    def is_safe(self, gap: Gap) -> bool:
+        """Whether the gap can end in a recomputation whatever else is dropped."""
+        return not gap.spill and gap.recompute_us < INFINITE_US and gap.before <= self.safe_until[gap.storage]
 
     def descend(self, choice: Choice) -> None:
         """Improve a choice; where packing wastes so much that it does not fit, again with a lower target."""
@@ -178,12 +191,16 @@ class Search:
     def build(self, choice: Choice, target: float) -> Draft:
         """Walk and simulate. Gaps that cannot be recomputed after all are paged or kept, endless chains are cut."""
         limits_us = [self.problem.total_us / parts for parts in (*_CHAIN_PARTS, INFINITE_US)]
+        dead_ends = 0
         while True:
             choice.room_bytes = self.room(choice, target)
             try:
                 walk = walk_through(self.problem, choice)
             except DeadEnd as dead:
-                self.give_in(choice, dead.gap)
+                dead_ends += 1
+                gaps = [dead.gap] if dead_ends < _DEAD_ENDS else self.unsafe(choice)
+                for gap in gaps:
+                    self.give_in(choice, gap)
             except TooLong:
                 choice = cut_chains(self.problem, choice, limits_us.pop(0))
             else:
@@ -193,6 +210,9 @@ class Search:
         self.learn(choice, timeline)
         excess: Floats = timeline.peak_bytes.astype(np.float64) + (self.kept_state(choice) - target)
         return Draft(choice, timeline, excess)
+
+    def unsafe(self, choice: Choice) -> list[int]:
+        return [g.id for g in self.problem.gaps if choice.action[g.id] == RECOMPUTE and not self.is_safe(g)]
 
     def give_in(self, choice: Choice, gap: int) -> None:
         assert choice.action[gap] == RECOMPUTE, "only a recomputation can reach a dead end"
@@ -303,22 +323,30 @@ class Search:
         return best
 
     def blame(self, choice: Choice, timeline: Timeline, excess: Floats) -> bool:
-        """Where a recomputation itself is what does not fit, do not recompute that gap, and think of it as dear."""
-        blamed = False
-        for position in np.nonzero(excess > 0)[0].tolist():
-            if timeline.first_step[position] >= len(timeline.steps):
-                continue
-            kind, index = timeline.peak_step(position)
-            gap = timeline.walk.runs[index].cause if kind == COMPUTE else -1
-            if gap < 0 or choice.action[gap] != RECOMPUTE:
-                continue
-            self.recompute_us[gap] *= _BLAME
-            choice.forget(gap)
-            low, high = self.problem.gaps[gap].after + 1, self.problem.gaps[gap].before
-            excess[low:high] += self.problem.gaps[gap].nbytes
-            excess[position] = 0.0
-            blamed = True
-        return blamed
+        """Where only a recomputation does not fit, do not recompute that gap, and think of it as dear."""
+        blamed = 0
+        for position in sorted(np.nonzero(excess > 0)[0].tolist(), key=lambda p: -excess[p]):
+            gap = self.culprit(choice, timeline, position, float(excess[position]))
+            if gap >= 0 and blamed < _BLAMED:
+                self.recompute_us[gap] *= _BLAME
+                choice.forget(gap)
+                low, high = self.problem.gaps[gap].after + 1, self.problem.gaps[gap].before
+                excess[low:high] += self.problem.gaps[gap].nbytes
+                excess[position] = 0.0
+                blamed += 1
+        return blamed > 0
+
+    def culprit(self, choice: Choice, timeline: Timeline, position: int, excess: float) -> int:
+        """The gap whose recomputation exceeds the target at a position at which the operator itself would fit, or -1."""
+        if timeline.first_step[position] >= len(timeline.steps):
+            return -1
+        step = timeline.peak_step(position)
+        kind, index = timeline.steps[step]
+        own = timeline.own_bytes(position)
+        if kind != COMPUTE or own > timeline.live_bytes[step] - excess:
+            return -1
+        gap = timeline.walk.runs[index].cause
+        return gap if gap >= 0 and choice.action[gap] == RECOMPUTE else -1
 
     def give_up(self, choice: Choice, timeline: Timeline, excess: Floats) -> bool:
         """Make the moves with the least cost per useful byte until the estimate fits. False when there are none."""

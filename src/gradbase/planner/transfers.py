@@ -43,11 +43,17 @@ class Timeline:
     in_slot: dict[int, int]
     out_slot: dict[int, int]
 
-    def peak_step(self, position: int) -> tuple[int, int]:
+    def peak_step(self, position: int) -> int:
         """The step at which a position has most bytes live."""
         first = int(self.first_step[position])
         last = int(self.first_step[position + 1]) if position + 1 < len(self.first_step) else len(self.steps)
-        return self.steps[first + int(self.live_bytes[first : max(last, first + 1)].argmax())]
+        return first + int(self.live_bytes[first : max(last, first + 1)].argmax())
+
+    def own_bytes(self, position: int) -> int:
+        """Bytes live while the operator of a position runs for the first time."""
+        if position + 1 == len(self.first_step):
+            return int(self.live_bytes[-1])
+        return int(self.live_bytes[int(self.first_step[position + 1]) - 1])
 
     @property
     def arena_bytes(self) -> int:

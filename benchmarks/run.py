@@ -46,6 +46,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budgets", type=_names, default=("100", "75", "50", "35"), help="percent of eager's peak")
     parser.add_argument("--peers", type=_names, default=PEERS, help='of checkpoint, disk, compile; "" for none')
     parser.add_argument("--rounds", type=int, default=5, help="rounds of time runs; 0 measures memory alone")
+    parser.add_argument("--brief", action="store_true", help="do not time the least memory and the peers' memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     arguments = parser.parse_args()
     unknown = set(arguments.peers) - {*PEERS, "compile"}
@@ -64,8 +65,12 @@ def measure_workload(workload: str, arguments: argparse.Namespace) -> Row:
         bench = Bench(workload, Path(folder) / "catalog.sqlite")
         first_planning = bench.run_worker("gradbase-100%", TIME_STEPS)  # fills the catalogue: the others plan from it
         held = {system: bench.run_worker(system, MEMORY_STEPS, "--memory") for system in _systems(arguments)}
-        held |= {s: bench.run_worker(s, MEMORY_STEPS, "--memory") for s in _at_the_memory_of_peers(held)}
-        rounds = [_round(bench, list(held), index) for index in range(arguments.rounds)]
+        timed = [system for system in held if not (arguments.brief and system == "gradbase-least")]
+        if not arguments.brief:
+            matched = _at_the_memory_of_peers(held)
+            held |= {system: bench.run_worker(system, MEMORY_STEPS, "--memory") for system in matched}
+            timed += matched
+        rounds = [_round(bench, timed, index) for index in range(arguments.rounds)]
     return {
         "workload": workload,
         "first_planning_s": first_planning.get("planning_s"),
@@ -131,7 +136,7 @@ def _brief(row: Row) -> str:
 
 def summary(system: str, held: dict[str, Row], rounds: list[dict[str, Row]]) -> Row:
     """One line of the table: memory, time ratios to eager of the same round, equality, what gradbase predicted."""
-    pairs = [(run[system], run["eager"]) for run in rounds]
+    pairs = [(run[system], run["eager"]) for run in rounds if system in run]
     good = [(own, eager) for own, eager in pairs if "error" not in own and "error" not in eager]
     error = next((row["error"] for row in (held[system], *(own for own, _ in pairs)) if "error" in row), None)
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -234,7 +234,8 @@ class Engine:
         if self._frames is not None:
             self._frames.disarm()
         if self._pager is not None:
-            self._pager.drain()
+            with suppress(GradbaseError):  # transfers behind the failed one: `error` is the first
+                self._pager.drain()
         for parameter in self._parameters.values():
             parameter.grad = None
         position = _failed_instruction(planned, error.__traceback__)

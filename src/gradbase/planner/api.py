@@ -42,7 +42,8 @@ def plan(
 
     `rules` are names out of RULES (None: all). Raises InfeasibleError with the least bytes a plan was found for and
     the operator that needs them, UsageError for a rule that does not exist. The search stops after a fixed number of
-    rounds, `time_limit_s` only cuts long ones short: the same input gives the same plan.
+    rounds, `time_limit_s` (for up to 1,000 operators; in proportion above) only cuts long ones short: unless it does,
+    the same input gives the same plan.
     """
     started = time.perf_counter()
     session = _Session(logical, costs, rules, on_progress)
@@ -113,10 +114,13 @@ class _Session:
         )
         self.least_candidate: Candidate | None = None
 
+    def deadline(self, time_limit_s: float) -> Deadline:
+        return Deadline(time.monotonic() + time_limit_s * max(1.0, self.problem.end / 1000))
+
     def search(self, budget_bytes: int, time_limit_s: float) -> Search:
         self.tell(f"searching a plan for {format_bytes(budget_bytes)}")
         capacity, bound = self.problem.capacity_bytes(budget_bytes), lower_bound_us(self.problem, budget_bytes)
-        search = Search(self.problem, capacity, Deadline(time.monotonic() + time_limit_s), bound)
+        search = Search(self.problem, capacity, self.deadline(time_limit_s), bound)
         search.run()
         return search
 
@@ -135,7 +139,7 @@ class _Session:
     def least(self, time_limit_s: float) -> tuple[int, int]:
         if self.least_candidate is None:
             self.tell("searching the least memory")
-            self.least_candidate = Search(self.problem, 0, Deadline(time.monotonic() + time_limit_s)).shrink()
+            self.least_candidate = Search(self.problem, 0, self.deadline(time_limit_s)).shrink()
         candidate = self.least_candidate
         return self.total_bytes(candidate), self.problem.order[self.peak_position(candidate)]
 

@@ -36,7 +36,7 @@ class Moves:
     nbytes: Floats
     cost_us: Floats
     action: NDArray[np.int64]
-    stretch: tuple[int, int] = (0, 0)
+    position: int = 0  # what the move was chosen for
 
     def cheapest(self, excess: Floats, position: int) -> int | None:
         """The row with the least cost per excess byte that it removes, among those that help at `position`."""
@@ -47,29 +47,27 @@ class Moves:
         area = np.concatenate([[0.0], np.cumsum(excess)])
         low, high = self.low[rows], self.high[rows] + 1
         useful = np.minimum((count[high] - count[low]) * self.nbytes[rows], area[high] - area[low])
-        self.stretch = _stretch(excess, position)
+        self.position = position
         return int(rows[np.argmin(self.cost_us[rows] / useful)])
 
-    def make(self, row: int, choice: Choice) -> None:
-        """Write the move into the choice."""
+    def make(self, row: int, choice: Choice, excess: Floats) -> None:
+        """Write the move into the choice, and subtract from the excess what it frees."""
         gap, kind = int(self.key[row]), int(self.kind[row])
         if kind == GIVE_UP:
             choice.action[gap] = int(self.action[row])
         elif kind == LONE:
             choice.lone.add(gap)
         elif kind == LATE_IN:
-            choice.early_in[gap] = max(choice.early_in.get(gap, 0), self.stretch[1] + 1)
+            self.high[row] = min(int(self.high[row]), _stretch(excess, self.position)[1])
+            choice.early_in[gap] = max(choice.early_in.get(gap, 0), int(self.high[row]) + 1)
         else:
-            choice.hard_out[gap] = min(choice.hard_out.get(gap, self.problem.end), self.stretch[0])
+            self.low[row] = max(int(self.low[row]), _stretch(excess, self.position)[0])
+            choice.hard_out[gap] = min(choice.hard_out.get(gap, self.problem.end), int(self.low[row]))
+        self.lower(excess, row)
 
     def lower(self, excess: Floats, row: int) -> None:
         """Subtract what the move frees, and take it out of the table."""
-        low, high = int(self.low[row]), int(self.high[row])
-        if self.kind[row] == LATE_IN:
-            high = min(high, self.stretch[1])
-        elif self.kind[row] == HARD_OUT:
-            low = max(low, self.stretch[0])
-        inside = excess[low : high + 1]
+        inside = excess[self.low[row] : self.high[row] + 1]
         np.maximum(inside - self.nbytes[row], 0.0, out=inside)
         self.nbytes[row] = 0.0
         if self.kind[row] == GIVE_UP and self.problem.gaps[int(self.key[row])].spill:
@@ -85,12 +83,9 @@ class Moves:
 
 def _stretch(excess: Floats, position: int) -> tuple[int, int]:
     """The positions around one with excess that have excess too."""
-    low = high = position
-    while low > 0 and excess[low - 1] > 0:
-        low -= 1
-    while high + 1 < len(excess) and excess[high + 1] > 0:
-        high += 1
-    return low, high
+    fine = np.flatnonzero(excess <= 0)
+    at = int(np.searchsorted(fine, position))
+    return int(fine[at - 1]) + 1 if at else 0, int(fine[at]) - 1 if at < len(fine) else len(excess) - 1
 
 
 def possible_moves(

@@ -359,8 +359,7 @@ class Search:
             if move is None:
                 excess[worst] = 0.0
             else:
-                moves.make(move, choice)
-                moves.lower(excess, move)
+                moves.make(move, choice, excess)
                 changed = True
         return changed
 

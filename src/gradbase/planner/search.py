@@ -202,7 +202,10 @@ class Search:
                 for gap in gaps:
                     self.give_in(choice, gap)
             except TooLong:
-                choice = cut_chains(self.problem, choice, limits_us.pop(0))
+                if limits_us:
+                    choice = cut_chains(self.problem, choice, limits_us.pop(0))
+                else:  # many short recomputations that call for each other: none at all
+                    self.give_in_all(choice)
             else:
                 break
         self.simulated_runs += len(walk.runs)
@@ -218,6 +221,11 @@ class Search:
         assert choice.action[gap] == RECOMPUTE, "only a recomputation can reach a dead end"
         self.recompute_us[gap] = INFINITE_US
         choice.action[gap] = PAGE if self.page_us[gap] < INFINITE_US else KEEP
+
+    def give_in_all(self, choice: Choice) -> None:
+        for gap in self.problem.gaps:
+            if choice.action[gap.id] == RECOMPUTE:
+                self.give_in(choice, gap.id)
 
     def learn(self, choice: Choice, timeline: Timeline) -> None:
         """Move estimates halfway to what was seen: what recomputing a gap took, and how full the channels are."""

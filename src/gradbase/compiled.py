@@ -291,7 +291,9 @@ class _StepPlanner:
         if self._budget_bytes is None and options.memory is not None:
             self._budget_bytes = options.memory.resolve(eager)
         profile = host_profile(self._catalog)
-        costs = costs_of(program, analyzed.statistics, profile, self._tier, process_bytes(eager))
+        costs = costs_of(
+            program, analyzed.statistics, profile, self._tier, process_bytes(eager, len(program.plan.operators))
+        )
         if self._device.type == "cuda":  # pinned host memory has no mapping that could be a state's home
             options = replace(options, rules=tuple(r for r in options.rules or ALL_RULES if r != "spill"))
         physical = _search(program.plan, costs, self._budget_bytes, options)
@@ -449,7 +451,9 @@ def _explained(
         statistics = lookup(program, store, Place.here(torch.device("cpu"), load_frames()))
         apply_known(program, statistics)
     eager = _eager_bytes(model, loss, batch, program, statistics)
-    costs = costs_of(program, statistics, profile, tier_from_profile(profile), process_bytes(eager))
+    costs = costs_of(
+        program, statistics, profile, tier_from_profile(profile), process_bytes(eager, len(program.plan.operators))
+    )
     budget = options.memory.resolve(eager) if options.memory else None
     physical = _search(program.plan, costs, budget, options)
     return Explanation(program.plan, physical, costs, eager, budget, profile.name, hypothetical=device is not None)

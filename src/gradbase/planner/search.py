@@ -9,7 +9,7 @@ what packing wasted. Where the result is not close to the bound, parts of the ch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,8 @@ _BLAMED = 3  # gaps per repair
 # What counts as lowering the excess.
 _BETTER = 0.99
 _NO_LIMIT = 1 << 62
-_PACK_ROUNDS = 5
+# By how much more than packing wasted the target is lowered, as a part of the arena.
+_PACK_MARGINS = (0.0, 0.001, 0.003, 0.01, 0.02, 0.0)
 _TAKE_BACK_ROUNDS = 8
 # The neighbourhood search ends after this many runs simulated, or tries in a row that bring nothing: its length does
 # not depend on the clock.
@@ -115,14 +116,23 @@ class Search:
 
     def run(self) -> Candidate | None:
         """The fastest candidate found that fits, or None."""
-        start = self.first_choice(float(self.capacity))
-        self.descend(start)
-        for base in (start, self.recompute_all()):
-            for parts in _CHAIN_PARTS:
-                if not self.close_enough() and not self.deadline.passed():
-                    self.descend(cut_chains(self.problem, base, self.problem.total_us / parts))
+        tried: set[tuple[int, ...]] = set()
+        for choice in self.starts():
+            if self.close_enough() or self.deadline.passed():
+                break
+            if tuple(choice.action) not in tried:
+                tried.add(tuple(choice.action))
+                self.descend(choice)
         self.neighbours()
         return self.best
+
+    def starts(self) -> Iterator[Choice]:
+        """The covering problem's choice, then with chains cut, then recomputation between checkpoints."""
+        first = self.first_choice(float(self.capacity))
+        yield first
+        for base in (first, self.recompute_all()):
+            for parts in _CHAIN_PARTS:
+                yield cut_chains(self.problem, base, self.problem.total_us / parts)
 
     def recompute_all(self) -> Choice:
         """Give up whatever can be recomputed; with chains cut, recomputation between checkpoints."""
@@ -135,15 +145,16 @@ class Search:
     def descend(self, choice: Choice) -> None:
         """Improve a choice; where packing wastes so much that it does not fit, again with a lower target."""
         target = float(self.capacity)
-        for _ in range(_PACK_ROUNDS):
+        for margin in _PACK_MARGINS:
             self.target = target
             draft = self.improved(choice, target)
             if not draft.fits or (self.best is not None and draft.timeline.time_us >= self.best.time_us):
                 break
-            waste = self.note(draft).total_bytes - self.capacity
+            candidate = self.note(draft)
+            waste = candidate.total_bytes - self.capacity
             if waste <= 0 or self.deadline.passed():
                 break
-            target, choice = target - waste, draft.choice
+            target, choice = target - waste - margin * candidate.arena_bytes, draft.choice
 
     def close_enough(self) -> bool:
         return self.best is not None and self.best.time_us <= self.bound_us * (1 + _CLOSE_ENOUGH)

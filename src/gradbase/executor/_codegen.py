@@ -118,15 +118,17 @@ class _Generator:
     def lines(self, instruction: Instruction) -> list[str]:
         if isinstance(instruction, Compute):
             return self._compute(instruction)
+        # Transfers are named by life: a storage may be on its way into a second frame while its first is waited
+        # for. That a page is read only after it is written is the plan's business, and verified.
         life = self.plan.lives[instruction.life]
         pager = self.resources.pager
         if isinstance(instruction, Await):
             wait = pager.wait_in if instruction.direction == "in" else pager.wait_out
-            return [f"{self.scope.bind('wait', wait)}({life.storage})"]
+            return [f"{self.scope.bind('wait', wait)}({life.id})"]
         start = pager.start_out if isinstance(instruction, PageOut) else pager.start_in
         assert isinstance(instruction, (PageOut, PageIn))
         frame = self.scope.bind("frame", self.resources.arena.memory(life.offset, life.nbytes))
-        return [f"{self.scope.bind('start', start)}({life.storage}, {frame}, {self.resources.slots[life.storage]})"]
+        return [f"{self.scope.bind('start', start)}({life.id}, {frame}, {self.resources.slots[life.storage]})"]
 
     def _compute(self, instruction: Compute) -> list[str]:
         operator = self.program.plan.operators[instruction.operator]

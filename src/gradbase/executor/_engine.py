@@ -93,11 +93,11 @@ class Engine:
             slots=slots,
             device=self._device,
         )
-        planned.generated = generate(planned.program, planned.plan, planned.traits, resources)
-        planned.pointers = self._pointers()
-        self._bound.append(planned)
+        generated = generate(planned.program, planned.plan, planned.traits, resources)
         if self.meter is None:
             self.meter = self._new_meter(planned.program)
+        planned.generated, planned.pointers = generated, self._pointers()
+        self._bound.append(planned)
 
     def _new_meter(self, program: Program) -> PeakMeter:
         """Counts from here on what the process takes beside what is already there and belongs to the step."""
@@ -213,17 +213,20 @@ class Engine:
 
         Raises StepError, which says whether parameters were changed; a Ctrl-C is raised after the step.
         """
-        if planned.generated is None or planned.pointers != self._pointers():
-            self.bind(planned)
+        with _interrupts_after_step(), torch.enable_grad():
+            if planned.generated is None or planned.pointers != self._pointers():
+                self.bind(planned)
+            return self._run_bound(planned, leaves)
+
+    def _run_bound(self, planned: Planned, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
         assert planned.generated is not None and self.meter is not None
         move_in(self._homes, self._optimizer)
         stamps: list[float] = []
         self.meter.reset()
-        with _interrupts_after_step(), torch.enable_grad():
-            try:
-                loss = planned.generated.function(leaves, stamps.append)
-            except BaseException as error:
-                raise self._explained(planned, error) from error
+        try:
+            loss = planned.generated.function(leaves, stamps.append)
+        except BaseException as error:
+            raise self._explained(planned, error) from error
         self.meter.read()
         if self._device.type != "cuda":  # there, calls return before kernels are done
             planned.times_us = [*planned.times_us[1 - self._TIMES_KEPT :], stamps_to_us(stamps)]

@@ -3,9 +3,9 @@
 Whatever a plan does, every operator runs once, and while the one at position p runs for the first time, its arguments
 and results are resident and so is every storage whose gap covers p, unless that gap was given up. Giving up a gap
 costs at least the tax of reading it back (and a share of writing it), or a share of its producer's time. It is read
-back within its gap, and written since it was made: where a channel is too slow for that, the step gets longer. In-place
-operators get every credit they could have. Dropping the rest of what a plan must obey (the order of transfers, arguments
-of recomputations, packing, integrality) only makes the bound smaller, so it stays one.
+back within its gap, and written since it was made: where a channel is too slow for that, the step gets longer.
+In-place operators get every credit they could have. Dropping the rest of what a plan must obey (the order of
+transfers, arguments of recomputations, packing, integrality) only makes the bound smaller, so it stays one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def _items(problem: Problem, gap: Gap) -> list[Item]:
         spans = ((0, gap.after - 1), (gap.after + 1, problem.end)) if gap.spill else covered
         out_us = gap.out_us if gap.spill else gap.out_us / len(problem.gaps_of[gap.storage])
         cost = problem.tier.compute_tax * (gap.in_us + out_us)
-        items.append(Item(spans, gap.nbytes, cost, gap.id, transfers(problem, gap, problem.uses[gap.storage][0], out_us)))
+        moves = transfers(problem, gap, problem.uses[gap.storage][0], out_us)
+        items.append(Item(spans, gap.nbytes, cost, gap.id, moves))
     if not gap.spill and problem.may_recompute(gap.storage, gap.before):
         operator = problem.producer[gap.storage]
         share = problem.time_us[operator] / len(problem.writes[operator])

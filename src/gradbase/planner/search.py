@@ -356,7 +356,7 @@ class Search:
         return blamed > 0
 
     def culprit(self, choice: Choice, timeline: Timeline, position: int, excess: float) -> int:
-        """The gap whose recomputation exceeds the target at a position at which the operator itself would fit, or -1."""
+        """The gap whose recomputation exceeds the target where the operator itself would fit, or -1."""
         if timeline.first_step[position] >= len(timeline.steps):
             return -1
         step = timeline.peak_step(position)

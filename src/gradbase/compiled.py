@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from gradbase.buffer import Frames, PageFile, load_frames
 from gradbase.capture import Program, capture_step, eager_peak_bytes
-from gradbase.catalog import Catalog, OperatorStatistics
+from gradbase.catalog import Catalog, OperatorStatistics, medium_of
 from gradbase.common.errors import UsageError
 from gradbase.common.units import MemoryRequest, parse_memory
 from gradbase.cost import get_profile, host_profile, tier_from_profile
@@ -451,9 +451,9 @@ def _explained(
         statistics = lookup(program, store, Place.here(torch.device("cpu"), load_frames()))
         apply_known(program, statistics)
     eager = _eager_bytes(model, loss, batch, program, statistics)
-    costs = costs_of(
-        program, statistics, profile, tier_from_profile(profile), process_bytes(eager, len(program.plan.operators))
-    )
+    known = store.lookup_tier(medium_of(default_page_directory())) if device is None else None
+    tier = known.tier() if known else tier_from_profile(profile)
+    costs = costs_of(program, statistics, profile, tier, process_bytes(eager, len(program.plan.operators)))
     budget = options.memory.resolve(eager) if options.memory else None
     physical = _search(program.plan, costs, budget, options)
     return Explanation(program.plan, physical, costs, eager, budget, profile.name, hypothetical=device is not None)

@@ -22,6 +22,7 @@ def physical_plan(
     rules: tuple[str, ...],
 ) -> PhysicalPlan:
     """The plan for a candidate whose bytes fit."""
+    assert lower_bound_time_us <= candidate.time_us * (1 + 1e-6), "a plan is faster than what was proven possible"
     spilled = tuple(s for s, g in sorted(problem.spill_of.items()) if candidate.choice.action[g] == PAGE)
     return PhysicalPlan(
         instructions=_instructions(candidate),
@@ -35,7 +36,7 @@ def physical_plan(
         budget_bytes=budget_bytes,
         predicted_time_us=candidate.timeline.time_us,
         unlimited_time_us=unlimited_time_us,
-        lower_bound_time_us=min(lower_bound_time_us, candidate.timeline.time_us),
+        lower_bound_time_us=min(lower_bound_time_us, candidate.time_us),  # equal but for the solver's rounding
         planning_s=planning_s,
         rules=rules,
         estimates=tuple(sorted(Counter(e.source for e in problem.costs.operators).items())),

@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 
 
 # Pairs of blocks compared, over all tries, before the best packing so far is taken; and tries, at most.
-_COMPARISONS = 60_000_000
+_COMPARISONS = 150_000_000
 _TRIES = 120
 # Up to so many blocks, plain lists are faster than arrays.
 _FEW = 800
@@ -121,6 +121,9 @@ class _Blocks:
             (born, -length, -size),
             (-size, born),
         ]
+        if len(born) > _FEW:
+            # In long steps with many short lives, placing blocks as they come wastes least.
+            keys = keys[-1:] + keys[:-1]
         return [np.lexsort(key).tolist() for key in keys]
 
     def place(self, order: list[int], tight: bool, limit: int | None) -> _Packing | None:

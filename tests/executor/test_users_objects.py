@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,16 +210,29 @@ def test_compiling_changes_nothing(compiled: Callable[..., gb.Step]) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_measured_peak_stays_in_the_budget(compiled: Callable[..., gb.Step]) -> None:
-    model, optimizer = job(width=512)
-    data = batches([8192] * 3)
-    step = compiled(model, optimizer, data[0], "50%")
-    for batch in data:
-        step(batch)
-    assert step.measured_peak_bytes is not None and step.budget_bytes is not None
-    assert step.measured_peak_bytes <= step.budget_bytes
-    assert abs(step.measured_peak_bytes - step.plan.predicted_peak_bytes) <= 0.03 * step.budget_bytes
-    assert step.budget_bytes == int(0.5 * step.eager_peak_bytes)
+_MEASURED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import gradbase as gb
+from tests.executor.test_users_objects import batches, job, loss
+model, optimizer = job(width=512)
+data = batches([8192] * 3)
+options = dict(catalog=Path({folder!r}) / "catalog.sqlite", spill={folder!r}, planning_limit_s=1)
+step = gb.compile(model, loss, optimizer, data[0], "50%", **options)
+for batch in data:
+    step(batch)
+print(step.measured_peak_bytes, step.budget_bytes, step.plan.predicted_peak_bytes, step.eager_peak_bytes)
+"""
+
+
+def test_measured_peak_stays_in_the_budget(tmp_path: Path) -> None:
+    """In a process of its own: a resident set that hundreds of tests have worn measures them too."""
+    program = _MEASURED.format(root=str(Path(__file__).parents[2]), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    measured, budget, predicted, eager_peak = map(int, done.stdout.split())
+    assert measured <= budget == int(0.5 * eager_peak)
+    assert abs(measured - predicted) <= 0.03 * budget
 
 
 def test_explain_before_and_after_a_step(compiled: Callable[..., gb.Step]) -> None:

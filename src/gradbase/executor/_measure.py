@@ -22,6 +22,7 @@ from gradbase.buffer import AllocationLog, Arena, DeviceArena, Frames, FrameSour
 from gradbase.capture import Call, PartialStep, Program, Ref, Update
 from gradbase.catalog import OperatorStatistics
 from gradbase.executor._lowering import Lowering, Scope, arguments_of, choose, emit, served_lines
+from gradbase.executor._peak import release_freed_memory, reset_resident_peak, resident_bytes
 from gradbase.executor._traits import Trait, Workspace, apply_trait, layout_of, pack_workspace, served_indices
 from gradbase.ir.logical import Operator, Tensor
 
@@ -29,6 +30,8 @@ _ALIGNMENT_BYTES = 4096
 _LEAST_RUNS, _MOST_RUNS = 3, 15
 _ENOUGH_US = 40_000.0
 _POOL_ELEMENTS = 1 << 16
+# The kernel counts pages per processor and adds them up now and then: less than this is noise.
+_SEEN_IN_RESIDENT_SET_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -56,6 +59,7 @@ class Analyzer:
         self._frames = frames
         self._device = device
         self._bench = _Bench(_widest_bytes(program), frames, device)
+        release_freed_memory()  # what a kernel frees leaves the process, so that it can be seen
 
     def measure(self, operator: Operator) -> OperatorStatistics:
         """Run and time one operator of the program. Allocates its arguments and results, no more."""
@@ -84,6 +88,7 @@ class Analyzer:
         apply_trait(self._program, operator, trait)
         self._bench.lay_out(self._program, call, trait.workspace_bytes)
         lowering = choose(call, trait)
+        scratch_bytes = max(scratch_bytes, self._unseen_bytes(self._compiled(call, lowering)))
         return self._statistics(
             operator, _timed(self._compiled(call, lowering), self._device), scratch_bytes, trait, lowering.way
         )
@@ -133,6 +138,17 @@ class Analyzer:
 
     def _scratch_bytes(self, log: AllocationLog, workspace: Workspace) -> int:
         return _unplanned_bytes(log, workspace) if self._frames else log.peak_extra_bytes
+
+    def _unseen_bytes(self, run: Callable[[], Any]) -> int:
+        """What a kernel takes past torch's allocator: libraries call malloc themselves. From the resident set."""
+        if self._device.type == "cuda":
+            return 0
+        run()
+        held_bytes = resident_bytes("VmRSS")
+        reset_resident_peak()
+        run()
+        grown_bytes = (resident_bytes("VmHWM") or 0) - (held_bytes or 0)
+        return grown_bytes if grown_bytes >= _SEEN_IN_RESIDENT_SET_BYTES else 0
 
     def _recorded(self, run: Callable[[], Any]) -> tuple[Any, AllocationLog]:
         """The result of a run, after one that lets the kernel build its caches, and what it allocated."""

@@ -36,8 +36,7 @@ class PeakMeter:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
-            with contextlib.suppress(OSError):
-                _CLEAR.write_text(_RESET_PEAK)
+            reset_resident_peak()
 
     def read(self) -> None:
         """Take the peak since the last reset into account."""
@@ -52,11 +51,22 @@ class PeakMeter:
             return (
                 torch.cuda.memory_allocated(self._device) if current else torch.cuda.max_memory_allocated(self._device)
             )
-        try:
-            fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        except OSError:
-            return None
-        return (_kib(fields[field]) - _kib(fields["RssFile"]) - _kib(fields["RssShmem"])) * 1024
+        return resident_bytes(field)
+
+
+def resident_bytes(field: str) -> int | None:
+    """ "VmRSS" or its peak "VmHWM" without file-backed pages; None where there is no /proc."""
+    try:
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    except OSError:
+        return None
+    return (_kib(fields[field]) - _kib(fields["RssFile"]) - _kib(fields["RssShmem"])) * 1024
+
+
+def reset_resident_peak() -> None:
+    """Let the peak of the resident set start again from its present size."""
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text(_RESET_PEAK)
 
 
 def _kib(text: str) -> int:

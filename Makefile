@@ -45,5 +45,5 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/developing: $(VENV)/installed
-	$(PIP) --editable '.[dev,transformers]'
+	$(PIP) --editable '.[dev,tables,postgres,store,ray,transformers,peers]'
 	@touch $@

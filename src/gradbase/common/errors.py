@@ -6,7 +6,8 @@
     ├── InfeasibleError            no plan fits the budget; carries the least bytes and the operator
     ├── CatalogError               the catalogue cannot be used
     ├── PageError                  the slow tier failed (disk full, not writable, ...)
-    └── StepError                  a planned step failed while it ran
+    ├── StepError                  a planned step failed while it ran
+    └── StoreError                 the parameter store refuses, or its files or peers are not as they must be
 
 Every message has one shape: `[code] what is wrong`, then indented lines that say what was expected and
 what to do. Our own mistakes are assertions, not exceptions.
@@ -50,6 +51,10 @@ class PageError(GradbaseError):
 
 class StepError(GradbaseError):
     code = "step"
+
+
+class StoreError(GradbaseError):
+    code = "store"
 
 
 class InfeasibleError(GradbaseError):

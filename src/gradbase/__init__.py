@@ -15,7 +15,7 @@ from gradbase.common.errors import (
 )
 
 if TYPE_CHECKING:
-    from gradbase.compiled import Explanation, Step, compile
+    from gradbase.compiled import Explanation, GradientStep, Step, compile, compile_gradients
 
 __version__ = "0.1.0"
 
@@ -24,15 +24,17 @@ __all__ = [
     "CatalogError",
     "Explanation",
     "GradbaseError",
+    "GradientStep",
     "InfeasibleError",
     "PageError",
     "Step",
     "StepError",
     "UsageError",
     "compile",
+    "compile_gradients",
 ]
 
-_FROM_COMPILED = {"Explanation", "Step", "compile"}
+_FROM_COMPILED = {"Explanation", "GradientStep", "Step", "compile", "compile_gradients"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -67,6 +67,7 @@ class Options:
     rules: tuple[str, ...] | None = None
     planning_limit_s: float = 8.0
     progress: Progress = _silent
+    gradients_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,20 @@ class Step:
         Raises StepError when the step fails, InfeasibleError when a batch of a new shape fits no plan.
         """
         last = (self._calls + 1) % self._options.accumulate == 0
-        planned, _ = self._current = self.prepare(batch, update=last)
+        loss = self._timed(batch, update=last)
+        self._calls += 1
+        self._engine.accumulation.fresh = last
+        # A scheduler warns unless it sees that its optimizer has stepped.
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]
+        return loss
+
+    def _timed(self, batch: Any, *, update: bool) -> torch.Tensor:
+        planned, _ = self._current = self.prepare(batch, update=update)
         leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
         start = time.perf_counter()
         loss = self._engine.run(planned, leaves)
         self.last_step_us = (time.perf_counter() - start) * 1e6
         self._step_times_us.append(self.last_step_us)
-        self._calls += 1
-        self._engine.accumulation.fresh = last
-        # A scheduler warns unless it sees that its optimizer has stepped.
-        self._optimizer._opt_called = True  # type: ignore[attr-defined]
         return loss
 
     def prepare(self, batch: Any, *, update: bool = True) -> tuple[Planned, Explanation]:
@@ -233,6 +238,26 @@ class Step:
         self.close()
 
 
+class GradientStep(Step):
+    """A compiled forward and backward pass: leaves the gradients in `.grad` and updates nothing.
+
+    For whoever applies the update elsewhere. A `.grad` that is there when the step is compiled is the buffer that every
+    call writes (a view into shared memory, say), so it must stay there; where there is none, one is made.
+    """
+
+    def __call__(
+        self, batch: Any, *, add: bool = False, on_ready: Callable[[Sequence[str]], None] | None = None
+    ) -> torch.Tensor:
+        """Compute the batch's gradients and return the loss, detached.
+
+        Gradients overwrite what `.grad` holds, with `add` they are added to it. `on_ready(names)` is called while the
+        backward pass runs, each time that the gradients of some parameters are complete. Raises as `Step` does.
+        """
+        accumulation = self._engine.accumulation
+        accumulation.fresh, accumulation.on_ready = not add, on_ready
+        return self._timed(batch, update=False)
+
+
 class _StepPlanner:
     """Captures, measures and plans the step of one model for any batch."""
 
@@ -272,7 +297,7 @@ class _StepPlanner:
         options = self._options
         options.progress("capturing the step", 0, 1)
         captured = capture_step(self._model, self._loss, self._optimizer, batch)
-        accumulate = options.accumulate > 1
+        accumulate = options.accumulate > 1 or options.gradients_only
         clip = options.clip_grad_norm is not None
         program = captured.program(clip=clip, accumulate=accumulate, update=update)
         options.progress("capturing the step", 1, 1)
@@ -399,13 +424,43 @@ def compile(
     UsageError.
     """
     options = _options(memory, clip_grad_norm, accumulate, spill, rules, planning_limit_s, on_progress)
+    _require_values(model)
+    with random_state_kept(_device_of(model)):  # the first time on a machine, its disk is measured
+        step = Step(model, loss, optimizer, _catalog_of(catalog), options)
+    step._current = step.prepare(batch, update=accumulate == 1)
+    return step
+
+
+def _require_values(model: nn.Module) -> None:
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise UsageError(
             "the model is on the meta device: it has no values to train", "use gradbase.compiled.explain for it"
         )
-    with random_state_kept(_device_of(model)):  # the first time on a machine, its disk is measured
-        step = Step(model, loss, optimizer, _catalog_of(catalog), options)
-    step._current = step.prepare(batch, update=accumulate == 1)
+
+
+def compile_gradients(
+    model: nn.Module,
+    loss: Loss,
+    batch: Any,
+    memory: str | int | float | None = None,
+    *,
+    spill: str | os.PathLike[str] | None = None,
+    catalog: Catalog | str | os.PathLike[str] | None = None,
+    rules: Collection[str] | None = None,
+    planning_limit_s: float = 8.0,
+    on_progress: Progress | None = None,
+) -> GradientStep:
+    """Plan the gradients of `loss(model, batch)` within `memory`; the update is the caller's, or a parameter store's.
+
+    Arguments and errors as in `compile`. `memory` covers parameters, the `.grad` buffers, activations and workspace.
+    """
+    options = _options(memory, None, 1, spill, rules, planning_limit_s, on_progress)
+    _require_values(model)
+    # Stands for whoever updates: it owns every parameter that may get a gradient, keeps no state and never steps.
+    owner = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    with random_state_kept(_device_of(model)):
+        step = GradientStep(model, loss, owner, _catalog_of(catalog), replace(options, gradients_only=True))
+    step._current = step.prepare(batch, update=False)
     return step
 
 
@@ -459,4 +514,4 @@ def _explained(
     return Explanation(program.plan, physical, costs, eager, budget, profile.name, hypothetical=device is not None)
 
 
-__all__ = ["Explanation", "Options", "Step", "compile", "explain"]
+__all__ = ["Explanation", "GradientStep", "Options", "Step", "compile", "compile_gradients", "explain"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,12 +104,11 @@ class Engine:
         assert self._arena is not None
         counted_bytes = self._resident_bytes() + self._arena.nbytes
         counted_bytes += sum(program.plan.storages[s].nbytes for s in program.batch)
-        counted_bytes += sum(t.untyped_storage().nbytes() for t in self._accumulators.values())
         return PeakMeter(self._device, counted_bytes)
 
     def _resident_bytes(self) -> int:
-        """Parameters, buffers, and the optimizer state and gradients that are there before the first step."""
-        tensors = [*self._parameters.values(), *self._buffers.values()]
+        """Parameters, buffers, accumulators, and the optimizer state and gradients from before the first step."""
+        tensors = [*self._parameters.values(), *self._buffers.values(), *self._accumulators.values()]
         tensors += [t for s in self._optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
         tensors += [p.grad for p in self._parameters.values() if p.grad is not None]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
@@ -185,10 +184,13 @@ class Engine:
         return tensors
 
     def _make_accumulators(self, program: Program) -> None:
+        """One a parameter. Where only gradients are wanted, the caller's own `.grad` is it."""
         for update in program.tail.accumulations.values():
             for name in update.names:
                 if name not in self._accumulators:
-                    self._accumulators[name] = torch.zeros_like(self._parameters[name], requires_grad=False)
+                    parameter = self._parameters[name]
+                    given = None if program.tail.updates else parameter.grad
+                    self._accumulators[name] = torch.zeros_like(parameter) if given is None else given
 
     def _macros(self, planned: Planned) -> MacroFactory:
         return MacroFactory(
@@ -239,16 +241,10 @@ class Engine:
         if self._pager is not None:
             with suppress(GradbaseError):  # transfers behind the failed one: `error` is the first
                 self._pager.drain()
-        for parameter in self._parameters.values():
-            parameter.grad = None
+        for name, parameter in self._parameters.items():
+            parameter.grad = None if planned.program.tail.updates else self._accumulators.get(name)
         position = _failed_instruction(planned, error.__traceback__)
-        changed = _changed_before(planned, position)
-        state = (
-            "no parameter was changed: the step can be repeated"
-            if not changed
-            else f"{changed[0]} of {changed[1]} updates had been applied: parameters are between two steps, "
-            "load a checkpoint before going on"
-        )
+        state = _state_after(planned, position, self.accumulation)
         name = _operator_name(planned, position)
         if isinstance(error, GradbaseError):
             return StepError(f"the step failed at {name}: {error.problem}", *error.remedies, state)
@@ -280,16 +276,26 @@ def _failed_instruction(planned: Planned, trace: TracebackType | None) -> int:
     return -1
 
 
-def _changed_before(planned: Planned, position: int) -> tuple[int, int] | None:
-    """How many mutating operators ran before an instruction, of how many; None if none did."""
-    mutating = [
-        index
-        for index, instruction in enumerate(planned.plan.instructions)
-        if isinstance(instruction, Compute) and planned.program.plan.operators[instruction.operator].phase == "update"
-    ]
-    # The failing update itself may have changed its parameter half.
-    done = sum(index <= position for index in mutating)
-    return (done, len(mutating)) if done else None
+def _state_after(planned: Planned, position: int, accumulation: Accumulation) -> str:
+    """What a failure at an instruction means for the user's parameters and gradients."""
+    tail = planned.program.tail
+    updated, updates = _done(planned, position, tail.updates)
+    if updated:
+        return (
+            f"{updated} of {updates} updates had been applied: parameters are between two steps, "
+            "load a checkpoint before going on"
+        )
+    added, _ = _done(planned, position, tail.accumulations)
+    if added and not accumulation.fresh:
+        return "no parameter was changed, but gradients are partly added: repeat the whole step, not this call alone"
+    return "no parameter was changed: the step can be repeated"
+
+
+def _done(planned: Planned, position: int, operators: Collection[int]) -> tuple[int, int]:
+    """How many of the operators had begun by an instruction, of how many."""
+    # The failing one itself may have changed its tensors half.
+    at = [i for i, x in enumerate(planned.plan.instructions) if isinstance(x, Compute) and x.operator in operators]
+    return sum(index <= position for index in at), len(at)
 
 
 def _operator_name(planned: Planned, position: int) -> str:

@@ -16,9 +16,10 @@ from gradbase.executor._traits import Trait, Workspace
 
 @dataclass
 class Accumulation:
-    """Whether the next accumulation starts a new sum."""
+    """Whether the next accumulation starts a new sum, and who is told which parameters' sums are complete."""
 
     fresh: bool = True
+    on_ready: Callable[[Sequence[str]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class MacroFactory:
                 for parameter, accumulator, gradient in triples:
                     accumulator.copy_(gradient) if accumulation.fresh else accumulator.add_(gradient)
                     parameter.grad = accumulator
+            if accumulation.on_ready is not None:
+                accumulation.on_ready(update.names)
 
         return run
 

@@ -7,6 +7,7 @@
     ├── CatalogError               the catalogue cannot be used
     ├── PageError                  the slow tier failed (disk full, not writable, ...)
     ├── StepError                  a planned step failed while it ran
+    ├── TableError                 a table cannot be read, understood or written; told on one line
     └── StoreError                 the parameter store refuses, or its files or peers are not as they must be
 
 Every message has one shape: `[code] what is wrong`, then indented lines that say what was expected and
@@ -55,6 +56,15 @@ class StepError(GradbaseError):
 
 class StoreError(GradbaseError):
     code = "store"
+
+
+class TableError(GradbaseError):
+    """A table cannot be read, understood or written. One line, because it is met in pipelines and their logs."""
+
+    code = "table"
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {'; '.join((self.problem, *self.remedies))}"
 
 
 class InfeasibleError(GradbaseError):

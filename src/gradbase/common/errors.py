@@ -9,6 +9,7 @@
     ├── StepError                  a planned step failed while it ran
     ├── TableError                 a table cannot be read, understood or written; told on one line
     └── StoreError                 the parameter store refuses, or its files or peers are not as they must be
+        └── DamageError            a file of the store is not as it was written; carries path, offset and LSN
 
 Every message has one shape: `[code] what is wrong`, then indented lines that say what was expected and
 what to do. Our own mistakes are assertions, not exceptions.
@@ -56,6 +57,18 @@ class StepError(GradbaseError):
 
 class StoreError(GradbaseError):
     code = "store"
+
+
+class DamageError(StoreError):
+    """A file of the store is not as it was written: `path` from `offset` on; `lsn` is None outside logs."""
+
+    code = "damaged"
+
+    def __init__(self, problem: str, *remedies: str, path: str, offset: int, lsn: int | None = None) -> None:
+        super().__init__(problem, *remedies)
+        self.path = path
+        self.offset = offset
+        self.lsn = lsn
 
 
 class TableError(GradbaseError):

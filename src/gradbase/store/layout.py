@@ -26,7 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gradbase.common.errors import StoreError
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     import torch
+
+    Memory = torch.Tensor | memoryview | bytearray | mmap
 
 PAGE_BYTES = 1 << 20
 ALIGNMENT_BYTES = 64  # what torch's CPU allocator promises to kernels
@@ -116,6 +120,14 @@ class Layout:
         spec, pages = self.spec(name), self.of_tensor(name)
         rows_per_page = pages[0].numel // spec.row_numel
         return pages[row // rows_per_page], row % rows_per_page
+
+    def first_row(self, page: Page, *, home: bool = False) -> int:
+        """The row of a "rows" tensor that a page starts with, counted in the slab or among the rows of its shard."""
+        spec = self.tensors[page.tensor]
+        if not home:
+            return page.start // spec.row_numel
+        here = next(other for other in self._by_tensor[page.tensor] if other.shard == page.shard)
+        return (page.place - here.place) // (spec.row_numel * ITEM_BYTES[spec.dtype])
 
     @cached_property
     def loads(self) -> tuple[float, ...]:
@@ -263,23 +275,41 @@ def order_of_use(model: torch.nn.Module, run: Callable[[], object]) -> list[str]
     return list(seen)
 
 
-def tensor_view(layout: Layout, slab: torch.Tensor, name: str) -> torch.Tensor:
-    """A tensor of the store as one view into a slab (uint8 [slab_nbytes]), in the shape and strides of the model's."""
-    import torch
+def tensor_view(layout: Layout, memory: Memory, name: str) -> torch.Tensor:
+    """A tensor of the store as one view into a slab, in the shape and strides of the model's.
 
-    spec = layout.spec(name)
-    pages = layout.of_tensor(name)
-    offset = pages[0].offset if pages else 0
-    flat = slab[offset : offset + spec.nbytes].view(getattr(torch, spec.dtype))
+    `memory` is a uint8 tensor, or anything with a writable buffer (mmap, SharedMemory.buf); of the latter every view
+    is a storage of its own.
+    """
+    spec, pages = layout.spec(name), layout.of_tensor(name)
+    flat = elements(memory, pages[0].offset if pages else 0, spec.numel, spec.dtype)
     return flat.view(spec.shape) if spec.stride is None else flat.as_strided(spec.shape, spec.stride)
 
 
-def page_view(layout: Layout, memory: torch.Tensor, page: Page, *, home: bool = False) -> torch.Tensor:
-    """The elements of a page, [numel], as a view into a slab or into the home of the page's shard (uint8 tensors)."""
+def page_view(layout: Layout, memory: Memory, page: Page, *, home: bool = False) -> torch.Tensor:
+    """The elements of a page, [numel], as a view into a slab or, with `home`, into the home of the page's shard."""
+    offset = page.place if home else page.offset
+    return elements(memory, offset, page.numel, layout.tensors[page.tensor].dtype)
+
+
+def home_view(layout: Layout, memory: Memory, name: str, shard: int) -> torch.Tensor:
+    """The rows of a "rows" tensor that a shard holds, [local rows, ...], as one view into its home."""
+    spec = layout.spec(name)
+    pages = [page for page in layout.of_tensor(name) if page.shard == shard]
+    numel = sum(page.numel for page in pages)
+    return elements(memory, pages[0].place if pages else 0, numel, spec.dtype).view(-1, *spec.shape[1:])
+
+
+def elements(memory: Memory, offset: int, numel: int, dtype: str) -> torch.Tensor:
+    """[numel] elements of a dtype from a byte offset of a uint8 tensor or a buffer, without a copy."""
     import torch
 
-    offset = page.place if home else page.offset
-    return memory[offset : offset + page.nbytes].view(getattr(torch, layout.tensors[page.tensor].dtype))
+    kind: torch.dtype = getattr(torch, dtype)
+    if isinstance(memory, torch.Tensor):
+        return memory[offset : offset + numel * kind.itemsize].view(kind)
+    if numel == 0:
+        return torch.empty(0, dtype=kind)
+    return torch.frombuffer(memory, dtype=kind, count=numel, offset=offset)
 
 
 def _assemble(
@@ -289,13 +319,16 @@ def _assemble(
     sizes = [numel * ITEM_BYTES[tensors[i].dtype] for i, _, numel in pieces]
     shards = choose([_weight(tensors[piece[0]], size) for piece, size in zip(pieces, sizes, strict=True)])
     bases, slab_nbytes = _bases(tensors, page_bytes)
-    homes = [0] * shard_count
+    homes, last = [0] * shard_count, [-1] * shard_count
     pages = []
     for number, ((i, start, numel), nbytes, shard) in enumerate(zip(pieces, sizes, shards, strict=True)):
         offset = bases[i] + start * ITEM_BYTES[tensors[i].dtype]
-        pages.append(Page(number, i, start, numel, nbytes, offset, shard, homes[shard]))
-        homes[shard] += _up(nbytes, ALIGNMENT_BYTES)
-    return Layout(tensors, tuple(pages), shard_count, page_bytes, slab_nbytes, tuple(homes))
+        # No gap between the pages of one tensor, so that the rows of a table that lie here are one view.
+        place = homes[shard] if last[shard] == i else _up(homes[shard], ALIGNMENT_BYTES)
+        pages.append(Page(number, i, start, numel, nbytes, offset, shard, place))
+        homes[shard], last[shard] = place + nbytes, i
+    home_nbytes = tuple(_up(nbytes, BLOCK_BYTES) for nbytes in homes)
+    return Layout(tensors, tuple(pages), shard_count, page_bytes, slab_nbytes, home_nbytes)
 
 
 def _bases(tensors: Sequence[TensorSpec], page_bytes: int) -> tuple[list[int], int]:

@@ -1,5 +1,6 @@
 import itertools
 import json
+import mmap
 import random
 
 import pytest
@@ -15,6 +16,7 @@ from gradbase.store.layout import (
     PAGE_BYTES,
     Layout,
     TensorSpec,
+    home_view,
     lay_out,
     order_of_use,
     page_view,
@@ -60,7 +62,8 @@ def test_nothing_overlaps_in_the_slab_or_in_a_home(tensors, shard_count):
     for shard in range(shard_count):
         pages = layout.of_shard(shard)
         ends_before_next(sorted((page.place, page.nbytes) for page in pages), layout.home_nbytes[shard])
-        assert all(page.place % ALIGNMENT_BYTES == 0 for page in pages)
+        firsts = [page for page in pages if page == next(p for p in pages if p.tensor == page.tensor)]
+        assert all(page.place % ALIGNMENT_BYTES == 0 for page in firsts)
 
 
 def ends_before_next(extents, end):
@@ -91,6 +94,29 @@ def test_rows_are_never_cut():
     assert all(page.start % 48 == 0 and page.numel % 48 == 0 for page in layout.pages)
     page, row = layout.page_of_row("table", 77_777)
     assert page.start + row * 48 == 77_777 * 48
+
+
+def test_the_rows_of_a_shard_are_one_view():
+    specs = [TensorSpec("a", (5,)), TensorSpec("table", (90, 7), kind="rows"), TensorSpec("b", (900,))]
+    layout = lay_out(specs, 3, page_bytes=500)
+    table = torch.randn(90, 7)
+    homes = [torch.zeros(n, dtype=torch.uint8) for n in layout.home_nbytes]
+    for page in layout.of_tensor("table"):
+        page_view(layout, homes[page.shard], page, home=True).copy_(table.flatten()[page.start :][: page.numel])
+    for page in layout.of_tensor("table"):
+        mine = home_view(layout, homes[page.shard], "table", page.shard)
+        first, rows = layout.first_row(page, home=True), page.numel // 7
+        assert torch.equal(mine[first : first + rows], table[layout.first_row(page) :][:rows])
+
+
+def test_views_of_a_buffer_are_storages_of_their_own():
+    layout = lay_out([TensorSpec("a", (30,)), TensorSpec("b", (40,)), TensorSpec("none", (0, 3))], 1)
+    memory = mmap.mmap(-1, layout.slab_nbytes)
+    a, b = (tensor_view(layout, memory, name) for name in "ab")
+    a.fill_(1.0)
+    assert a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr()
+    assert b.eq(0).all() and tensor_view(layout, memory, "none").shape == (0, 3)
+    assert tensor_view(layout, torch.frombuffer(memory, dtype=torch.uint8), "a").eq(1).all()
 
 
 def test_rows_wider_than_a_page_are_a_page_each():

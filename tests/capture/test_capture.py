@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -146,3 +147,42 @@ def test_shared_batch_norm_keeps_its_order() -> None:
 
     norms = [op for op in program_of(Twice()).plan.operators if op.target == "aten.native_batch_norm.default"]
     assert len(norms) == 2 and all(op.random and op.recomputable for op in norms)
+
+
+def operators_of(program: Program, target: str) -> list[Any]:
+    return [op for op in program.plan.operators if op.target == target]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_convolutions_gradients_hold_only_what_each_of_them_reads(transposed: bool) -> None:
+    """The weight's gradient leaves the weight alone, and the image's gradient the image."""
+    make = nn.ConvTranspose2d if transposed else nn.Conv2d
+    model = nn.Sequential(make(3, 8, 3), nn.Tanh(), make(8, 8, 3))
+    owner = torch.optim.SGD(model.parameters(), 0.1)
+    program = capture_step(model, loss, owner, torch.randn(2, 3, 9, 9)).program()
+    storages = program.plan.storages
+    backward = operators_of(program, "aten.convolution_backward.default")
+    assert [op.module for op in backward] == ["2", "2", "0"]  # nobody asks for the gradient of the batch
+    of_weight, of_image, _ = ([storages[s].name for s in op.reads] for op in backward)
+    assert "2.weight" not in of_weight and "tanh" in of_weight
+    assert "2.weight" in of_image and "tanh" not in of_image
+    assert len(of_image) == 2
+
+
+def test_a_convolution_reads_shapes_alone_where_its_plan_says_so() -> None:
+    """What is not read may be anything: the bits do not change (dense, grouped, strided, transposed, two dtypes)."""
+    backward = torch.ops.aten.convolution_backward.default
+    torch.manual_seed(0)
+    for dtype, groups, transposed, stride in itertools.product(
+        (torch.float32, torch.bfloat16), (1, 4), (False, True), (1, 2)
+    ):
+        image, weight = torch.randn(2, 8, 12, 12, dtype=dtype), torch.randn(8, 8 // groups, 3, 3, dtype=dtype)
+        rest = ([stride] * 2, [1, 1], [1, 1], transposed, [0, 0], groups)
+        result = torch.ops.aten.convolution(image, weight, None, *rest)
+        bias, gradient = [result.shape[1]], torch.randn_like(result)
+        whole = backward(gradient, image, weight, bias, *rest, [True, True, True])
+        nothing = torch.full_like(image, torch.nan), torch.full_like(weight, torch.nan)
+        parameters = backward(gradient, image, nothing[1], bias, *rest, [False, True, True])
+        alone = backward(gradient, nothing[0], weight, bias, *rest, [True, False, False])
+        assert torch.equal(whole[0], alone[0])
+        assert torch.equal(whole[1], parameters[1]) and torch.equal(whole[2], parameters[2])

@@ -204,9 +204,7 @@ class _Builder:
         )
 
     def _inputs(self, target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
-        skipped = set(SHAPE_ONLY.get(target, ()))
-        if target in _RUNNING and args[_RUNNING[target][1]]:
-            skipped |= set(_RUNNING[target][0])
+        skipped = _unread(target, args)
         values = [r for i, a in enumerate(args) if i not in skipped for r in _refs(a)]
         values += [r for a in kwargs.values() for r in _refs(a)]
         return tuple(self.values[v] for v in dict.fromkeys(values))
@@ -233,6 +231,16 @@ class _Builder:
             and self.storages[t.storage].nbytes == self.storages[out.storage].nbytes
             and not self.storages[t.storage].external
         )
+
+
+def _unread(target: Any, args: Sequence[Any]) -> set[int]:
+    """Positions of the arguments whose contents the kernel does not use."""
+    if target is aten.convolution_backward.default:
+        of_input, of_weight, of_bias = args[10]
+        return {i for i, unread in ((1, not (of_weight or of_bias)), (2, not of_input)) if unread}
+    if target in _RUNNING and args[_RUNNING[target][1]]:
+        return set(_RUNNING[target][0])
+    return set(SHAPE_ONLY.get(target, ()))
 
 
 def _refs(argument: Any) -> list[int]:

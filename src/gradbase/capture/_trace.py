@@ -158,24 +158,42 @@ def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-class _InMemoryOrder(fx.Interpreter):
-    """Keeps the layout of dropout's noise, which functionalization would make contiguous.
+class _Refined(fx.Interpreter):
+    """Runs the recording with two kernels in forms that suit a plan better, and that give the same bits."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is torch.ops.aten.bernoulli_.float and not args[0].is_contiguous():
+            return _in_memory_order(*args)
+        if target is torch.ops.aten.convolution_backward.default:
+            return _one_gradient_at_a_time(*args)
+        return super().call_function(target, args, kwargs)
+
+
+def _in_memory_order(noise: torch.Tensor, probability: float) -> torch.Tensor:
+    """Dropout's noise in its own layout, which functionalization would make contiguous.
 
     Eager draws into `empty_like(x)` in the order of its memory, so a transposed layout gets other numbers.
     """
+    order = sorted(range(noise.dim()), key=lambda d: (-noise.stride(d), d))
+    drawn = torch.ops.aten.bernoulli.p(noise.permute(order), probability)
+    return drawn.permute([order.index(d) for d in range(noise.dim())])
 
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target is not torch.ops.aten.bernoulli_.float or args[0].is_contiguous():
-            return super().call_function(target, args, kwargs)
-        noise, probability = args
-        order = sorted(range(noise.dim()), key=lambda d: (-noise.stride(d), d))
-        drawn = torch.ops.aten.bernoulli.p(noise.permute(order), probability)
-        return drawn.permute([order.index(d) for d in range(noise.dim())])
+
+def _one_gradient_at_a_time(*args: Any) -> list[torch.Tensor | None]:
+    """A convolution's weight gradient, then its input's: the image need not be in memory for the second.
+
+    One call of the kernel computes them one after the other anyway (oneDNN, cuDNN), while holding all five tensors.
+    """
+    *rest, (of_input, of_weight, of_bias) = args
+    backward = torch.ops.aten.convolution_backward.default
+    parameters = backward(*rest, [False, of_weight, of_bias]) if of_weight or of_bias else (None, None, None)
+    image = backward(*rest, [True, False, False])[0] if of_input else None
+    return [image, *parameters[1:]]
 
 
 def _functionalize(recorded: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: FakeTensorMode) -> fx.GraphModule:
     def flat(*tensors: torch.Tensor) -> Any:
-        return _InMemoryOrder(recorded).run(*tensors)
+        return _Refined(recorded).run(*tensors)
 
     pure = torch.func.functionalize(flat, remove="mutations")
     with mode, torch.no_grad(), fx.traceback.preserve_node_meta():

@@ -111,6 +111,9 @@ class _Generator:
             itemsize = getattr(torch, tensor.dtype).itemsize
             offset = self.plan.lives[life].offset + tensor.offset * itemsize
             return self.resources.arena.tensor(offset, tensor.dtype, tensor.shape, tensor.strides)
+        if tensor.storage not in self.resources.external:
+            # The kernel looks at this tensor's shape alone: any place in the arena will do.
+            return self.resources.arena.tensor(0, tensor.dtype, tensor.shape, tensor.strides)
         return window_of(self.resources.external[tensor.storage], tensor)
 
     # -- instructions

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradbase.common.errors import TableError
 from gradbase.tables.io._scan import Scan
-from gradbase.tables.io._workspace import Workspace
+from gradbase.tables.io._workspace import Workspace, told
 
 _SAMPLE_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 20
@@ -36,15 +36,16 @@ def _reader(path: Path, columns: Sequence[str], delimiter: str, wanted: Sequence
     from pyarrow import csv as arrow_csv
 
     types = dict.fromkeys(columns, pyarrow.string())
-    compression = "gzip" if _packed(path) else None
-    return arrow_csv.open_csv(
-        pyarrow.input_stream(str(path), compression=compression),
-        read_options=arrow_csv.ReadOptions(
-            use_threads=False, block_size=_BLOCK_BYTES, column_names=list(columns), skip_rows=1
-        ),
-        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types=types, include_columns=list(wanted)),
-    )
+    read = {"use_threads": False, "block_size": _BLOCK_BYTES, "column_names": list(columns), "skip_rows": 1}
+    try:
+        return arrow_csv.open_csv(
+            pyarrow.input_stream(str(path), compression="gzip" if _packed(path) else None),
+            read_options=arrow_csv.ReadOptions(**read),
+            parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(column_types=types, include_columns=list(wanted)),
+        )
+    except (pyarrow.ArrowException, OSError) as error:
+        raise TableError(f"{path} cannot be read: {told(error)}") from error
 
 
 def _packed(path: Path) -> bool:

@@ -61,7 +61,7 @@ class Workspace:
         try:
             found: list[tuple[Any, ...]] = self._connection.execute(sql, list(parameters)).fetchall()
         except self._duckdb.Error as error:
-            raise TableError(_told(error)) from error
+            raise TableError(told(error)) from error
         return found
 
     def value(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
@@ -74,14 +74,14 @@ class Workspace:
             relation = self._connection.sql(sql)
             return self._arrow.RecordBatchReader.from_stream(relation)
         except self._duckdb.Error as error:
-            raise TableError(_told(error)) from error
+            raise TableError(told(error)) from error
 
     def table(self, sql: str) -> Any:
         """The rows of a query as a pyarrow.Table. Raises TableError."""
         try:
             return self.batches(sql).read_all()
         except (self._duckdb.Error, self._arrow.ArrowException) as error:
-            raise TableError(_told(error)) from error
+            raise TableError(told(error)) from error
 
     def show(self, rows: Any) -> str:
         """Let SQL see an Arrow table, a reader or a frame; returns the name to use."""
@@ -119,15 +119,15 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _told(error: Exception) -> str:
-    """What DuckDB says on one line: without its advice on options that cannot be given here."""
+def told(error: Exception) -> str:
+    """What DuckDB or Arrow says on one line: without advice on options that cannot be given here."""
     damaged = re.search(r"CSV (?:parse|conversion) error.*?: (.*)|\[table\] (.*)", str(error))
     if damaged:
         return (damaged.group(1) or damaged.group(2)).strip()
-    told: list[str] = []
+    lines: list[str] = []
     for line in str(error).splitlines():
         if re.match(r"\s*(Possible|LINE \d|\^|file =|Candidate)", line):
             break
         if line.strip():
-            told.append(line.strip())
-    return re.sub(r"^[A-Z][A-Za-z /-]* Error: ", "", ". ".join(told[:3]))
+            lines.append(line.strip())
+    return re.sub(r"^[A-Z][A-Za-z /-]* Error: ", "", ". ".join(lines[:3]))

@@ -1,0 +1,66 @@
+"""A job as every engine takes it, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradbase.store.machine.consistency import Consistency, Durability, Job
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gradbase.cluster.worker import Recipe
+
+STEPS_UNKNOWN = 1 << 40  # bsp, for a stream that does not say how long it is: until it ends
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to train and how. `build` makes the recipe afresh, the same in every process, and can be pickled.
+
+    steps: updates under bsp, each from one micro-batch of every worker; under ssp and asp as many batches are used one
+    by one. None: until the stream ends. threads: of torch, in every worker; the bits of a sum may depend on them.
+    memory: a budget for each worker's step, as `gradbase.compile` takes it; None computes as plain torch does.
+    """
+
+    build: Callable[[], Recipe]
+    workers: int
+    steps: int | None = None
+    consistency: Consistency = "bsp"
+    staleness_steps: int = 0
+    durability: Durability = "none"
+    store: Path | None = None
+    resume: bool = False
+    threads: int = 1
+    memory: str | int | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether models are views of the slab: nobody computes while values change, under bsp alone."""
+        return self.consistency == "bsp"
+
+    def job(self, steps: int, seed: int) -> Job:
+        """The job as its machines see it: as many shards as workers, since each process serves one."""
+        return Job(
+            lanes=self.workers,
+            shards=self.workers,
+            steps=steps,
+            consistency=self.consistency,
+            staleness_steps=self.staleness_steps,
+            durability=self.durability,
+            logging="command" if self.consistency == "bsp" else "physical",
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`model` has the final values. `steps` were done in all, those before a resume included; `lost` workers replaced."""
+
+    model: nn.Module
+    steps: int
+    interrupted: bool
+    lost: int

@@ -1,0 +1,200 @@
+"""The local engine: workers are processes of one host, and one of them is the caller's.
+
+The caller's thread computes as a worker and does nothing else; a thread beside it is the steward; the other workers
+are forked from a server that has torch and the model ready, so that one that is killed is replaced within a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gradbase.cluster.channel import Channel
+from gradbase.cluster.job import STEPS_UNKNOWN, Outcome, Request
+from gradbase.cluster.local._fork import ForkServer
+from gradbase.cluster.local._memory import Map, SharedPages
+from gradbase.cluster.local._slab import Slab
+from gradbase.cluster.local._task import Task, equip
+from gradbase.cluster.servant import serve
+from gradbase.cluster.steward import Steward, StepReport, Worker
+from gradbase.cluster.storage import Volatile
+from gradbase.cluster.worker import BatchStream, Recipe
+from gradbase.common.errors import UsageError
+from gradbase.store.layout import lay_out, specs_of_model
+from gradbase.store.update import rule_of
+
+_STOPPED_S = 2.0  # a process that is stopped (SIGSTOP) while it has work is ended after this long
+_IDLE_S = 120.0  # likewise one that gets no processor time at all: its input hangs, or a lock
+
+
+class LocalEngine:
+    """Runs one job. `on_report` is called for every gradient, `on_lost` for every worker that ended, on another thread."""
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        on_report: Callable[[StepReport], None] = lambda report: None,
+        on_lost: Callable[[Worker], None] = lambda worker: None,
+    ) -> None:
+        self._request = request
+        self._on_report, self._on_lost = on_report, on_lost
+        self._steward: Steward | None = None
+        self._stop_asked = False
+        self._lost_count = 0
+
+    def run(self) -> Outcome:
+        """Train. Raises UsageError and StoreError for what cannot be run, StepError when the recipe fails in a worker."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._request.threads)
+        try:
+            with contextlib.ExitStack() as closing:
+                return self._run(closing)
+        finally:
+            torch.set_num_threads(threads)
+
+    def stop(self) -> None:
+        """Stop after the step at work; may be called by a signal handler, and more than once."""
+        self._stop_asked = True
+        if self._steward is not None:
+            self._steward.stop()
+
+    def _run(self, closing: contextlib.ExitStack) -> Outcome:
+        request = self._request
+        forks = _Forks(request.workers - 1, closing)
+        recipe = request.build()
+        rule = rule_of(recipe.optimizer, recipe.model)
+        layout = lay_out(specs_of_model(recipe.model, costs=rule.costs()), request.workers)
+        where = Map(layout, rule, request.workers)
+        slab = Slab.create(where.nbytes)
+        closing.callback(slab.close)
+        _fill(SharedPages(slab, where), where, recipe)
+        job = request.job(self._steps(recipe), recipe.seed)
+        steward = Steward(
+            job,
+            Volatile(),
+            copies=not request.shared,
+            spawn=forks.fork,
+            on_report=self._on_report,
+            on_lost=self._note_lost,
+            watch=_watch,
+        )
+        closing.callback(steward.abort)
+        self._steward = steward
+        forks.prepare(Task(request.build, layout.to_json(), rule.to_json(), job.lanes, request.shared, request.threads))
+        forks.attach(steward, slab)
+        ours, theirs = Channel.pair()
+        steward.call(lambda: steward.admit(theirs))
+        steward.start()
+        if self._stop_asked:
+            steward.stop()
+        serve(ours, *equip(recipe, slab, where, shared=request.shared))
+        steward.join()
+        _take_values(recipe, SharedPages(slab, where), where)
+        return Outcome(recipe.model, steward.steps_done, self._stop_asked, self._lost_count)
+
+    def _steps(self, recipe: Recipe) -> int:
+        request = self._request
+        if request.steps is not None:
+            return request.steps
+        length = BatchStream(recipe.batches, recipe.random_state).length
+        if length is not None:
+            return length // request.workers
+        if request.consistency != "bsp":
+            raise UsageError(
+                f"batches() does not say how many there are, and {request.consistency} hands them out by number",
+                "give --steps, or let batches() return something that has a length",
+            )
+        return STEPS_UNKNOWN
+
+    def _note_lost(self, worker: Worker) -> None:
+        self._lost_count += 1
+        self._on_lost(worker)
+
+
+class _Forks:
+    """The workers that are forked: `count` of them at first, then one for every one that was lost."""
+
+    def __init__(self, count: int, closing: contextlib.ExitStack) -> None:
+        self._count = count
+        self._channels: dict[int, Channel] = {}
+        self._server = ForkServer() if count else None
+        if self._server is not None:
+            closing.callback(self._server.close)
+
+    def prepare(self, task: Task) -> None:
+        if self._server is not None:
+            self._server.prepare(task)
+
+    def attach(self, steward: Steward, slab: Slab) -> None:
+        """From here on the server's answers are heard on the steward's thread."""
+        self._steward, self._slab = steward, slab
+        if self._server is not None:
+            server = self._server
+            steward.listen(server.connection.fileno(), lambda: self._hear(*pickle.loads(server.connection.recv_bytes())))
+
+    def fork(self) -> None:
+        assert self._server is not None, "the caller's own worker does not die alone"
+        ours, theirs = Channel.pair()
+        ticket = self._server.fork([theirs.fileno(), self._slab.fd])
+        theirs.close()
+        self._channels[ticket] = ours
+
+    def _hear(self, verb: str, *rest: Any) -> None:
+        if verb == "ready":
+            for _ in range(self._count):
+                self.fork()
+        elif verb == "forked":
+            ticket, pid = rest
+            self._steward.admit(self._channels.pop(ticket), _descriptor_of(pid), pid)
+        elif verb == "failed":
+            raise rest[0]
+
+
+def _descriptor_of(pid: int) -> int | None:
+    """A descriptor that is readable once the process has ended; None if that has happened: its channel says so too."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _watch(worker: Worker) -> None:
+    """End a process that has work and does not get on with it; its death is then noticed like any other."""
+    if worker.pid is None or worker.death is None:
+        return
+    with contextlib.suppress(OSError), open(f"/proc/{worker.pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+        state, used = fields[0], int(fields[11]) + int(fields[12])
+        now = time.monotonic()
+        if not worker.busy or (used != worker.watched_used and state not in "Tt"):
+            worker.watched_used, worker.watched_since_s = used, now
+        elif now - worker.watched_since_s > (_STOPPED_S if state in "Tt" else _IDLE_S):
+            signal.pidfd_send_signal(worker.death, signal.SIGKILL)
+
+
+def _fill(pages: SharedPages, where: Map, recipe: Recipe) -> None:
+    """The values that the job starts with."""
+    pages.updater.initialize()
+    for name, tensor in _tensors(recipe, where).items():
+        pages.tensor(where.values, name).copy_(tensor)
+
+
+def _take_values(recipe: Recipe, pages: SharedPages, where: Map) -> None:
+    """Give the model the final values in memory of its own."""
+    for name, tensor in _tensors(recipe, where).items():
+        tensor.data = pages.tensor(where.values, name).clone()
+
+
+def _tensors(recipe: Recipe, where: Map) -> dict[str, torch.Tensor]:
+    """The model's tensors by their names in the layout, each once."""
+    held = {spec.name for spec in where.layout.tensors}
+    found = [*recipe.model.named_parameters(), *recipe.model.named_buffers()]
+    return {name: tensor for name, tensor in found if name in held}

@@ -1,0 +1,188 @@
+"""A process with torch imported and the model built, that forks workers: one is there in milliseconds.
+
+The caller's own process cannot be forked safely (its thread pools do not survive), and a fresh interpreter needs
+seconds to import torch. So one process is started for it, computes on one thread only, and is forked from.
+
+    caller -> fork server    ("prepare", task)            load the recipe, build the model
+                             ("fork", ticket), descriptors a worker that serves these
+    fork server -> caller    ("ready",), ("failed", error), ("forked", ticket, pid), ("ended", pid, status)
+
+The chain of parents dies from the top: each process asks the kernel for SIGKILL when its parent ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
+from pathlib import Path
+from socket import AF_UNIX, SOCK_STREAM, socketpair
+from typing import Any
+
+import gradbase
+
+_PR_SET_PDEATHSIG = 1
+
+
+class ForkServer:
+    """The caller's side. `prepare(task)` once, then `fork` as often as a worker is wanted.
+
+    `task` is pickled; it has `warm()`, called in the server, and `serve(fds)`, called in every forked worker.
+    """
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gradbase.cluster.local._fork", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                env=_environment() | (environment or {}),
+                stdin=subprocess.DEVNULL,
+            )
+        self.connection = Connection(ours.detach())
+        self._tickets = 0
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def prepare(self, task: Any) -> None:
+        """Hand the task over; the server answers ("ready",) or ("failed", error) on `connection`."""
+        self.connection.send_bytes(pickle.dumps(("prepare", task)))
+
+    def fork(self, fds: list[int]) -> int:
+        """Ask for a worker that holds copies of these descriptors; its ticket comes back with its process id."""
+        self._tickets += 1
+        self.connection.send_bytes(pickle.dumps(("fork", self._tickets, len(fds))))
+        for fd in fds:
+            send_handle(self.connection, fd, self._process.pid)
+        return self._tickets
+
+    def close(self) -> None:
+        """End the server, and with it every worker that still lives."""
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL for this process when the thread that started it ends; at once if that has happened already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, with gradbase and the recipe's folder importable as they are here."""
+    root = str(Path(gradbase.__file__).parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+class _Server:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._task: Any = None
+        self._children: set[int] = set()
+
+    def run(self) -> Callable[[], None] | None:
+        """Serve until the caller goes away. In a forked worker: what it has to do."""
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        poll = select.poll()
+        for fd in (self._connection.fileno(), reading):
+            poll.register(fd, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == reading:
+                    os.read(reading, 4096)
+                    self._reap()
+                elif (work := self._serve()) is not None:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    os.close(reading)
+                    os.close(writing)
+                    return work
+
+    def _serve(self) -> Callable[[], None] | None:
+        try:
+            verb, *rest = pickle.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)
+        if verb == "prepare":
+            self._prepare(rest[0])
+            return None
+        return self._fork(*rest)
+
+    def _prepare(self, task: Any) -> None:
+        try:
+            self._task = task
+            task.warm()
+        except BaseException as error:
+            self._answer("failed", _sendable(error))
+        else:
+            self._answer("ready")
+
+    def _fork(self, ticket: int, count: int) -> Callable[[], None] | None:
+        fds = [recv_handle(self._connection) for _ in range(count)]
+        server = os.getpid()
+        if pid := os.fork():
+            self._children.add(pid)
+            for fd in fds:
+                os.close(fd)
+            self._answer("forked", ticket, pid)
+            return None
+        die_with_parent(server)
+        self._connection.close()
+        return lambda: self._task.serve(fds)
+
+    def _reap(self) -> None:
+        for pid in list(self._children):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                self._children.discard(pid)
+                self._answer("ended", pid, status)
+
+    def _answer(self, *message: Any) -> None:
+        try:
+            self._connection.send_bytes(pickle.dumps(message))
+        except OSError:
+            os._exit(0)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """The error itself where it survives pickling, else its words."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def main() -> None:
+    fd, parent = map(int, sys.argv[1:])
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
+    import torch
+
+    torch.set_num_threads(1)
+    work = _Server(Connection(fd)).run()
+    assert work is not None, "only a forked worker comes here"
+    try:
+        work()
+    finally:
+        sys.stderr.flush()
+        os._exit(0)  # nothing of the server's is to be torn down here
+
+
+if __name__ == "__main__":
+    main()

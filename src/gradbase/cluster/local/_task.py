@@ -1,0 +1,67 @@
+"""What a forked worker runs: the recipe's model over the slab, at the steward's service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gradbase.cluster.channel import Channel
+from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
+from gradbase.cluster.local._slab import Slab
+from gradbase.cluster.servant import serve
+from gradbase.cluster.worker import BatchStream, Learner, Recipe
+from gradbase.common.errors import GradbaseError
+from gradbase.store.layout import Layout
+from gradbase.store.update import UpdateRule
+
+
+@dataclass
+class Task:
+    """Pickled to the fork server. `build` makes the recipe afresh, the same in every process."""
+
+    build: Callable[[], Recipe]
+    layout: Mapping[str, Any]
+    rule: Mapping[str, Any]
+    lanes: int
+    shared: bool
+    threads: int
+    recipe: Recipe | None = field(default=None, repr=False)
+
+    def warm(self) -> None:
+        """In the fork server, once: so that a fork has torch, the recipe and the model."""
+        self.recipe = self.build()
+
+    def serve(self, fds: list[int]) -> None:
+        """In a forked worker: channel and slab."""
+        torch.set_num_threads(self.threads)
+        channel = Channel.of_descriptor(fds[0])
+        try:
+            assert self.recipe is not None
+            where = Map(Layout.from_json(self.layout), UpdateRule.from_json(self.rule), self.lanes)
+            slab = Slab(fds[1])
+            serve(channel, *equip(self.recipe, slab, where, shared=self.shared))
+        except GradbaseError as error:
+            channel.send("failed", error.problem, *error.remedies)
+        except Exception as error:
+            channel.send("failed", f"a worker failed: {type(error).__name__}: {error}", *_place(error))
+
+
+def equip(recipe: Recipe, slab: Slab, where: Map, *, shared: bool) -> tuple[Learner, LocalMemory]:
+    """What a servant needs, in any process."""
+    memory = LocalMemory(recipe.model, SharedPages(slab, where), where, shared=shared)
+    stream = BatchStream(recipe.batches, recipe.random_state, 2 * where.lanes)
+    return Learner(recipe, stream), memory
+
+
+def _place(error: Exception) -> list[str]:
+    """The innermost line of the traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return []
+    return [f"at {os.path.abspath(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"]

@@ -1,0 +1,80 @@
+"""The process side of a worker: does what the steward says, and decides nothing.
+
+    steward -> servant                          servant -> steward
+    ("seek", number)                            ("ready",): the stream is read up to there, lanes may come
+    ("compute", ticket, lane, number)           ("computed", ticket, loss, time_us), ("ended", ticket): no such batch
+    ("apply", op, shard, lanes)                 ("done", op)
+    ("fetch", op, shard)                        ("done", op)
+    ("stop",)                                   ("hello",) at the start; ("failed", words) before an exception of the recipe ends it
+
+A servant may vanish at any moment. What it was computing is computed again by another, into the same buffers; what it
+was applying is completed by another, from the page at which it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from gradbase.cluster.channel import Channel
+from gradbase.cluster.worker import Learner
+
+
+class Memory(Protocol):
+    """Where the parameters of a servant's model lie, and how they reach the others'."""
+
+    def buffers(self, lane: int) -> Mapping[nn.Parameter, torch.Tensor]:
+        """Where the gradients of a lane go."""
+
+    def before(self, lane: int) -> None:
+        """Called before a gradient is computed: what the model reads must be in place."""
+
+    def after(self, lane: int) -> None:
+        """Called when the gradients of a lane are complete in its buffers."""
+
+    def apply(self, op: int, shard: int, lanes: Sequence[int]) -> None:
+        """Reduce what the lanes pushed to a shard, in that order, and update its pages."""
+
+    def fetch(self, shard: int) -> None:
+        """Copy a shard's values to where the model reads them."""
+
+
+def serve(channel: Channel, learner: Learner, memory: Memory) -> None:
+    """Do what is asked until told to stop, or until the steward is gone."""
+    channel.send("hello")
+    while True:
+        try:
+            verb, *rest = channel.receive()
+        except EOFError:
+            return
+        if verb == "stop":
+            return
+        if verb == "seek":
+            learner.seek(*rest)
+            channel.send("ready")
+        elif verb == "compute":
+            _compute(channel, learner, memory, *rest)
+        elif verb == "apply":
+            memory.apply(*rest)
+            channel.send("done", rest[0])
+        else:
+            assert verb == "fetch", f"a steward does not say {verb!r}"
+            memory.fetch(rest[1])
+            channel.send("done", rest[0])
+
+
+def _compute(channel: Channel, learner: Learner, memory: Memory, ticket: int, lane: int, number: int) -> None:
+    began = time.perf_counter()
+    try:
+        batch = learner.batch(number)
+    except IndexError:
+        channel.send("ended", ticket)
+        return
+    memory.before(lane)
+    loss = learner.gradient(number, batch, memory.buffers(lane))
+    memory.after(lane)
+    channel.send("computed", ticket, loss, (time.perf_counter() - began) * 1e6)

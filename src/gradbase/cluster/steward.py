@@ -1,0 +1,518 @@
+"""The steward: runs every machine of a job in one thread, and has servants move the bytes.
+
+Machines decide: the shards, a session for every worker, the coordinator. Their messages to each other are delivered here,
+from a queue; what they ask for becomes short commands to the servants (`servant.py`). A servant that dies takes no
+machine with it: its session is given up, the coordinator is told and begins a new term, and what it was applying is
+completed by another. So every process may be killed but the one the steward is in, after which the job is resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gradbase.cluster.channel import Channel
+from gradbase.cluster.operations import Operation, Operations, Pushed, Reading, ShardPages
+from gradbase.common.errors import StepError
+from gradbase.store.machine import messages as m
+from gradbase.store.machine import new_session, new_shard
+from gradbase.store.machine.consistency import Job
+from gradbase.store.machine.coordinator import Coordinator
+
+TICK_S = 0.05
+_WATCH_S = 0.5
+_DEATHS_MAX = 3  # of every worker, while no step is completed: then it is the step that kills
+
+
+class Storage(Protocol):
+    """Where the machines' records and checkpoints go; what it has to keep is in `store/README.md`."""
+
+    def open(self, owner: m.Address) -> tuple[int, tuple[m.CheckpointState, ...], tuple[m.Record, ...]]:
+        """Incarnation, checkpoints (of a shard) and records of one machine."""
+
+    def append(self, owner: m.Address, record: m.Record) -> None: ...
+
+    def sync(self, owner: m.Address, lsn: int, done: Callable[[int | None], None]) -> None:
+        """Call `done(lsn)` on any thread once records up to there are durable; `done(None)` if there was no room."""
+
+    def write_checkpoint(self, owner: m.Address, state: m.CheckpointState, done: Callable[[bool], None]) -> None:
+        """Copy the values before returning, write them, then call `done` on any thread."""
+
+    def load(self, owner: m.Address, number: int | None) -> m.Loaded: ...
+
+    def retire(self, owner: m.Address, number: int, lsn: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(eq=False)
+class Worker:
+    """A servant and, once it is ready, its session. `watched_*` belong to who watches its process."""
+
+    channel: Channel
+    death: int | None  # a descriptor that is readable once the process has ended
+    pid: int | None
+    slot: int = -1
+    lane: int = -1  # the buffers that are its own under ssp and asp
+    session: Any = None
+    computing: dict[int, m.Compute] = field(default_factory=dict)
+    operations: dict[int, Operation] = field(default_factory=dict)
+    staleness_steps: int = 0
+    watched_used: int = -1
+    watched_since_s: float = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.computing or self.operations)
+
+    @property
+    def address(self) -> m.Address:
+        return "worker", self.slot
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One gradient was computed. `step`, from 1: of the job under bsp, of the worker's own clock under ssp and asp."""
+
+    step: int
+    worker: int
+    lane: int
+    batch: int
+    loss: float
+    time_us: float
+    staleness_steps: int
+
+
+class Steward:
+    """Runs `job` over `storage`. `copies`: every reader has parameters of its own, and a read fetches them.
+
+    `spawn` asks for one more servant; it, `watch` (now and then, for every worker), `on_report` and `on_lost` are called on
+    the steward's thread. All other threads use `call`, `stop`, `abort` and `join` alone.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        storage: Storage,
+        *,
+        copies: bool,
+        spawn: Callable[[], None],
+        watch: Callable[[Worker], None] = lambda worker: None,
+        on_report: Callable[[StepReport], None] = lambda report: None,
+        on_lost: Callable[[Worker], None] = lambda worker: None,
+    ) -> None:
+        self.job = job
+        self._storage = storage
+        self._spawn, self._watch, self._on_report, self._on_lost = spawn, watch, on_report, on_lost
+        self.operations = Operations(job.shards, copies=copies)
+        self.coordinator = Coordinator(job)
+        self.shards = [new_shard(job, k, ShardPages(self.operations, k)) for k in range(job.shards)]
+        self.workers: dict[int, Worker] = {}
+        self._arriving: set[Worker] = set()
+        self._ready: list[Worker] = []
+        self._under_way = False
+        self._mail: deque[tuple[m.Address, m.Message]] = deque()
+        self._held: list[tuple[Worker, m.Compute]] = []
+        self._filled: dict[int, tuple[int, int]] = {}  # lane -> (seq, batch) whose gradient lies in its buffers
+        self._tickets = self._nonces = self._deaths = 0
+        self._newest_seq = self._newest_batch = -1
+        self._stopping = self._over = False
+        self._next_watch_s = 0.0
+        self._calls: deque[Callable[[], None]] = deque()
+        self._failure: BaseException | None = None
+        self._open_selector()
+        self._thread = threading.Thread(target=self._run, name="gradbase-steward", daemon=True)
+        self._carry_out: dict[type, Callable[[m.Address, Any], None]] = {
+            m.Append: self._append,
+            m.Sync: self._sync,
+            m.WriteCheckpoint: self._write_checkpoint,
+            m.Load: self._load,
+            m.Retire: lambda owner, effect: self._storage.retire(owner, effect.number, effect.lsn),
+            m.Compute: lambda owner, effect: self._held.append((self.workers[owner[1]], effect)),
+            m.Replace: lambda owner, effect: None,  # processes are watched by themselves, machines run right here
+            m.Stop: self._stop_machine,
+        }
+        self._hears: dict[str, Callable[..., None]] = {
+            "hello": lambda worker: self._say(worker, "seek", max(self._newest_batch, 0)),
+            "ready": self._arrived,
+            "computed": self._computed,
+            "ended": self._ended,
+            "done": self._done,
+            "failed": self._failed,
+        }
+
+    # -- from other threads
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Have `work` done on the steward's thread, unless the job is over by then."""
+        self._calls.append(work)
+        with contextlib.suppress(OSError):  # full: it is being woken anyhow; closed: it is over
+            os.write(self._wake_write, b"\0")
+
+    def stop(self) -> None:
+        """Begin no further step, and end when the present one is over."""
+        self.call(self._stop)
+
+    def abort(self) -> None:
+        """End now, whatever is under way."""
+        if self._thread.ident is None:
+            self._close()
+            return
+        self.call(self._end)
+        self._thread.join()
+
+    def join(self) -> None:
+        """Wait for the end, then raise what went wrong, if anything did."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that all shards have, under bsp; batches used, divided by the lanes, otherwise."""
+        return min(shard.steps_done for shard in self.shards)
+
+    # -- the loop
+
+    def listen(self, source: Any, handler: Callable[[], None]) -> None:
+        """Call `handler` whenever `source`, a descriptor, can be read. Before `start`, or on the steward's thread."""
+        self._selector.register(source, selectors.EVENT_READ, handler)
+
+    def _open_selector(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self.listen(self._wake_read, self._on_wake)
+
+    def _run(self) -> None:
+        try:
+            self._open_machines()
+            next_tick_s = 0.0
+            while not self._over:
+                for key, _ in self._selector.select(TICK_S):
+                    key.data()
+                now_s = time.monotonic()
+                if now_s >= next_tick_s:
+                    next_tick_s = now_s + TICK_S
+                    self._tick(now_s)
+                self._settle()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._close()
+
+    def _open_machines(self) -> None:
+        """Hand every machine what its storage kept."""
+        for k, shard in enumerate(self.shards):
+            self._do(("shard", k), shard.opened(*self._storage.open(("shard", k))))
+        _, _, records = self._storage.open(m.COORDINATOR)
+        self._do(m.COORDINATOR, self.coordinator.opened(records))
+        self._settle()
+
+    def _close(self) -> None:
+        for worker in [*self.workers.values(), *self._arriving, *self._ready]:
+            with contextlib.suppress(OSError):
+                worker.channel.send("stop")
+            worker.channel.close()
+        self._selector.close()
+        for fd in (self._wake_read, self._wake_write):
+            os.close(fd)
+        self._storage.close()
+
+    def _tick(self, now_s: float) -> None:
+        now_us = int(now_s * 1e6)
+        self._do(m.COORDINATOR, self.coordinator.tick(now_us))
+        for k, shard in enumerate(self.shards):
+            self._do(("shard", k), shard.tick(now_us))
+        for worker in list(self.workers.values()):
+            self._do(worker.address, worker.session.tick(now_us))
+        if now_s >= self._next_watch_s:
+            self._next_watch_s = now_s + _WATCH_S
+            for worker in list(self.workers.values()):
+                self._watch(worker)
+
+    def _on_wake(self) -> None:
+        os.read(self._wake_read, 4096)
+
+    def _settle(self) -> None:
+        """Deliver messages and start what can be started, until nothing is left that happens by itself."""
+        moved = True
+        while moved:
+            while self._calls:
+                self._calls.popleft()()
+            while self._mail:
+                self._deliver(*self._mail.popleft())
+            moved = self._advance() or bool(self._mail or self._calls)
+        if self._stopping and not self._computing and self.operations.idle:
+            self._end()
+
+    # -- messages and effects
+
+    def _machine(self, address: m.Address) -> Any:
+        kind, number = address
+        if kind == "coordinator":
+            return self.coordinator
+        if kind == "shard":
+            return self.shards[number]
+        return self.workers[number].session if number in self.workers else None
+
+    def _deliver(self, to: m.Address, message: m.Message) -> None:
+        machine = self._machine(to)
+        if machine is None:
+            return  # it died; whoever needs its answer is told by a new term
+        if isinstance(message, m.PullReply):
+            self._read(self.workers[to[1]], message)
+        self._do(to, machine.receive(message))
+
+    def _read(self, worker: Worker, reply: m.PullReply) -> None:
+        """A reader is known: its fetch may begin. Its staleness is how far it is ahead of the slowest."""
+        assert isinstance(reply.value, Reading)
+        fetch = reply.value.after
+        if self.operations.copies and fetch is not None:
+            fetch.worker = worker.slot
+            slowest = min(reply.clock[slot] for slot in self.workers)
+            worker.staleness_steps = max(reply.seq - slowest, 0)
+
+    def _do(self, owner: m.Address, effects: list[m.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, m.Send):
+                self._mail.append((effect.to, effect.message))
+            else:
+                self._carry_out[type(effect)](owner, effect)
+
+    def _append(self, owner: m.Address, effect: m.Append) -> None:
+        self._storage.append(owner, effect.record)
+
+    def _sync(self, owner: m.Address, effect: m.Sync) -> None:
+        machine = self._machine(owner)
+
+        def done(lsn: int | None) -> None:
+            if lsn is None:
+                self.call(lambda: self._do(owner, machine.log_failed(effect.lsn)))
+            else:
+                self.call(lambda: self._do(owner, machine.synced(lsn)))
+
+        self._storage.sync(owner, effect.lsn, done)
+
+    def _write_checkpoint(self, owner: m.Address, effect: m.WriteCheckpoint) -> None:
+        shard, number = self.shards[owner[1]], effect.state.number
+
+        def done(good: bool) -> None:
+            told = shard.checkpoint_written if good else shard.checkpoint_failed
+            self.call(lambda: self._do(owner, told(number)))
+
+        assert isinstance(effect.snapshot, Operation), "a snapshot is a place in the shard's queue"
+        effect.snapshot.work = lambda: self._storage.write_checkpoint(owner, effect.state, done)
+
+    def _load(self, owner: m.Address, effect: m.Load) -> None:
+        self._do(owner, self.shards[owner[1]].loaded(self._storage.load(owner, effect.number)))
+
+    def _stop_machine(self, owner: m.Address, effect: m.Stop) -> None:
+        """A session that has nothing more to do; when it is the coordinator, nobody has."""
+        if all(worker.session.finished for worker in self.workers.values()):
+            self._stop()
+
+    # -- servants that come and go
+
+    def admit(self, channel: Channel, death: int | None = None, pid: int | None = None) -> None:
+        """A servant was started. It says hello, reads the stream up to where the job is, and only then counts."""
+        worker = Worker(channel, death, pid)
+        self._arriving.add(worker)
+        self.listen(channel, lambda: self._hear(worker))
+        if death is not None:
+            self.listen(death, lambda: self._lost(worker))
+
+    def _arrived(self, worker: Worker) -> None:
+        """The first ones wait for each other, so that the first term has them all."""
+        self._arriving.discard(worker)
+        self._ready.append(worker)
+        if self._under_way or len(self._ready) == self.job.lanes:
+            self._under_way = True
+            while self._ready:
+                self._enroll(self._ready.pop(0))
+
+    def _enroll(self, worker: Worker) -> None:
+        worker.slot = min(set(range(self.job.slots)) - self.workers.keys())
+        taken = {each.lane for each in self.workers.values()} | self.operations.lanes
+        worker.lane = min(set(range(self.job.lanes)) - taken, default=-1)
+        self._nonces += 1
+        worker.session = new_session(self.job, worker.slot, self._nonces)
+        self.workers[worker.slot] = worker
+        self._do(worker.address, worker.session.start())
+
+    def _hear(self, worker: Worker) -> None:
+        try:
+            messages = worker.channel.ready()
+        except (EOFError, OSError):
+            self._lost(worker)
+            return
+        for verb, *rest in messages:
+            self._hears[verb](worker, *rest)
+
+    def _lost(self, worker: Worker) -> None:
+        """A process ended: its session with it, and others do what it was doing."""
+        if not self._dismiss(worker):
+            return
+        for operation in worker.operations.values():
+            operation.started = False
+            operation.worker = None
+            operation.done = operation.kind == "fetch"
+        self._held = [held for held in self._held if held[0] is not worker]
+        if worker.slot >= 0:
+            self._do(m.COORDINATOR, self.coordinator.worker_lost(worker.slot))
+        self._on_lost(worker)
+        self._deaths += 1
+        if self._deaths > _DEATHS_MAX * self.job.lanes:
+            raise StepError(
+                f"{self._deaths} workers ended one after the other, and no step was completed in between",
+                "look for what kills them: the system's log names processes that were killed for want of memory",
+            )
+        if not self._stopping:
+            self._spawn()
+
+    def _dismiss(self, worker: Worker) -> bool:
+        """Forget a worker; False if that has been done."""
+        known = worker in self._arriving or worker in self._ready or self.workers.get(worker.slot) is worker
+        if known:
+            self._arriving.discard(worker)
+            self._ready = [each for each in self._ready if each is not worker]
+            self.workers.pop(worker.slot, None)
+            self._selector.unregister(worker.channel)
+            worker.channel.close()
+            if worker.death is not None:
+                self._selector.unregister(worker.death)
+                os.close(worker.death)
+        return known
+
+    # -- what servants say
+
+    def _computed(self, worker: Worker, ticket: int, loss: float, time_us: float) -> None:
+        compute = worker.computing.pop(ticket)
+        lane = self._lane_of(worker, compute)
+        self._filled[lane] = compute.seq, compute.batch
+        self._on_report(
+            StepReport(
+                compute.seq + 1, worker.slot, compute.lane, compute.batch, loss, time_us, worker.staleness_steps
+            )
+        )
+        self._answer(worker, compute, lane)
+
+    def _answer(self, worker: Worker, compute: m.Compute, lane: int | None) -> None:
+        """Tell the session that its gradient is there, for all shards at once."""
+        pushed = Pushed(lane, worker.slot)
+        for k in range(self.job.shards):
+            effects = worker.session.computed(compute.term, compute.seq, compute.lane, k, 0, 1, pushed)
+            self._do(worker.address, effects)
+
+    def _ended(self, worker: Worker, ticket: int) -> None:
+        """The stream has no such batch. bsp: there is no such step; else it counts as used and changes nothing."""
+        compute = worker.computing.pop(ticket)
+        if self.job.consistency == "bsp":
+            self._newest_seq = min(self._newest_seq, compute.seq - 1)
+            self._stop()
+        else:
+            self._answer(worker, compute, None)
+
+    def _done(self, worker: Worker, number: int) -> None:
+        worker.operations.pop(number).done = True
+        self._deaths = 0
+
+    def _failed(self, worker: Worker, problem: str, *remedies: str) -> None:
+        raise StepError(problem, *remedies)
+
+    # -- what servants are asked to do
+
+    def _advance(self) -> bool:
+        """Start operations and computations that can be started; whether any was."""
+        moved = False
+        for queue in self.operations.queues:
+            for operation in queue.startable():
+                moved |= self._start(operation)
+        for held in [held for held in self._held if self._can_compute(*held)]:
+            if self._can_compute(*held):  # the one before may have taken its lane
+                self._held.remove(held)
+                self._compute(*held)
+                moved = True
+        return moved
+
+    def _start(self, operation: Operation) -> bool:
+        if operation.kind == "inline":
+            return self._work(operation)
+        if operation.kind == "fetch" and operation.worker is None:
+            operation.done = True  # the answer that it belongs to reached nobody
+            return True
+        if operation.kind == "apply" and not self.operations.copies and self._computing:
+            return False  # a computation that a new term has overtaken still reads these pages
+        worker = self._executor(operation)
+        if worker is None:
+            return False
+        operation.started = True
+        worker.operations[operation.number] = operation
+        self._say(worker, operation.kind, operation.number, operation.shard, operation.lanes)
+        return True
+
+    def _work(self, operation: Operation) -> bool:
+        if operation.work is None:
+            return False
+        operation.started = True
+        operation.work()
+        operation.done = True
+        return True
+
+    def _executor(self, operation: Operation) -> Worker | None:
+        """Who does it: the one that is named if it lives; of the others each serves its share of the shards."""
+        if operation.worker in self.workers:
+            return self.workers[operation.worker]
+        live = sorted(self.workers)
+        return self.workers[live[operation.shard % len(live)]] if live else None
+
+    def _can_compute(self, worker: Worker, compute: m.Compute) -> bool:
+        if self._stopping and (self.operations.copies or compute.seq > self._newest_seq):
+            return False
+        lane = self._lane_of(worker, compute)
+        if lane < 0 or any(lane == self._lane_of(w, c) for w in self.workers.values() for c in w.computing.values()):
+            return False
+        return all(value.after is None or value.after.done for value in compute.values if isinstance(value, Reading))
+
+    def _compute(self, worker: Worker, compute: m.Compute) -> None:
+        lane = self._lane_of(worker, compute)
+        if not self.operations.copies and self._filled.get(lane) == (compute.seq, compute.batch):
+            self._answer(worker, compute, lane)  # computed before a new term began: the same bits
+            return
+        self._filled.pop(lane, None)
+        self._newest_seq = max(self._newest_seq, compute.seq)
+        self._newest_batch = max(self._newest_batch, compute.batch)
+        self._tickets += 1
+        worker.computing[self._tickets] = compute
+        self._say(worker, "compute", self._tickets, lane, compute.batch)
+
+    def _lane_of(self, worker: Worker, compute: m.Compute) -> int:
+        return worker.lane if self.operations.copies else compute.lane
+
+    def _say(self, worker: Worker, *message: Any) -> None:
+        try:
+            worker.channel.send(*message)
+        except OSError:
+            self.call(lambda: self._lost(worker))
+
+    # -- the end
+
+    @property
+    def _computing(self) -> bool:
+        return any(worker.computing for worker in self.workers.values())
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _end(self) -> None:
+        self._over = True

@@ -1,0 +1,154 @@
+"""What a worker computes, on any engine: the gradient of one micro-batch.
+
+A micro-batch has a number in the recipe's stream of batches, and nothing else decides its gradient: not the process
+that computes it, nor what that process computed before. So the stream of batches has a random state of its own, and the
+state before a forward pass is made from the seed and the number alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+_END = object()
+
+
+@dataclass
+class Recipe:
+    """What is trained: a fresh model with its optimizer, and how to open its stream of batches."""
+
+    model: nn.Module
+    optimizer: optim.Optimizer
+    loss: Loss
+    batches: Callable[[], Iterable[Any]]
+    seed: int
+    random_state: torch.Tensor  # of torch's default generator before `batches` is called
+
+    @classmethod
+    def build(
+        cls,
+        seed: int,
+        model: Callable[[], nn.Module],
+        optimizer: Callable[[nn.Module], optim.Optimizer],
+        batches: Callable[[], Iterable[Any]],
+        loss: Loss,
+    ) -> Recipe:
+        """Seed, then call model() and optimizer(model), the order in which every part of gradbase calls them."""
+        torch.manual_seed(seed)
+        built = model()
+        return cls(built, optimizer(built), loss, batches, seed, torch.get_rng_state())
+
+
+def forward_seed(seed: int, number: int) -> int:
+    """The seed of torch's generator before the forward pass of micro-batch `number`: a hash of both."""
+    digest = hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class BatchStream:
+    """Batches by number, from an iterable that can only be read forward.
+
+    The last `window` batches are kept, for a worker that takes over what another has left; for an older one the
+    stream is opened again and read up to it. A list, or whatever else has a length and items, is not read: it is
+    looked up. Drawing a batch uses and advances a random state that belongs to the stream. `length`: how many batches there
+    are, None if the iterable does not say.
+    """
+
+    def __init__(self, open_batches: Callable[[], Iterable[Any]], random_state: torch.Tensor, window: int = 1) -> None:
+        self._open = open_batches
+        self._first_state = random_state
+        self._window = window
+        self._rewind()
+
+    def get(self, number: int) -> Any:
+        """Batch `number`, counted from 0. Raises IndexError when the stream is shorter."""
+        if self._items is not None:
+            return self._items[number]
+        if number < self._next and number not in self._kept:
+            self._rewind()
+        while self._next <= number:
+            self._draw()
+        return self._kept[number]
+
+    def _rewind(self) -> None:
+        self._state = self._first_state
+        self._kept: dict[int, Any] = {}
+        self._next = 0
+        with _own_state(self):
+            batches = self._open()
+            looked_up = isinstance(batches, Sequence) and not isinstance(batches, (str, bytes))
+            self.length = len(batches) if isinstance(batches, Sized) else None
+            self._items: Sequence[Any] | None = batches if looked_up else None
+            self._feed: Iterator[Any] = iter(()) if looked_up else iter(batches)
+
+    def _draw(self) -> None:
+        with _own_state(self):
+            batch = next(self._feed, _END)
+        if batch is _END:
+            raise IndexError(f"the stream ends after {self._next} batches")
+        self._kept[self._next] = batch
+        self._kept.pop(self._next - self._window, None)
+        self._next += 1
+
+
+class _own_state:  # noqa: N801 - a context manager, cheaper as a class than as a generator
+    def __init__(self, stream: BatchStream) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        self._outer = torch.get_rng_state()
+        torch.set_rng_state(self._stream._state)
+
+    def __exit__(self, *_: object) -> None:
+        self._stream._state = torch.get_rng_state()
+        torch.set_rng_state(self._outer)
+
+
+class Learner:
+    """Computes gradients into buffers that are given: one per parameter, such as views of a slab.
+
+    In eager mode a gradient is copied to its buffer, and freed, as soon as autograd has completed it; autograd's own
+    way into a preset `.grad` would need the buffer zeroed first, and read, added to and written again.
+    """
+
+    def __init__(self, recipe: Recipe, stream: BatchStream) -> None:
+        self._recipe = recipe
+        self._stream = stream
+        self._buffers: Mapping[nn.Parameter, torch.Tensor] = {}
+        self._missing: set[nn.Parameter] = set()
+        self._parameters = [p for p in recipe.model.parameters() if p.requires_grad]
+        for parameter in self._parameters:
+            parameter.register_post_accumulate_grad_hook(self._store)
+
+    def batch(self, number: int) -> Any:
+        """Micro-batch `number`; IndexError after the last."""
+        return self._stream.get(number)
+
+    def seek(self, number: int) -> None:
+        """Read the stream up to micro-batch `number`, or to its end."""
+        with contextlib.suppress(IndexError):
+            self._stream.get(number)
+
+    def gradient(self, number: int, batch: Any, buffers: Mapping[nn.Parameter, torch.Tensor]) -> float:
+        """The gradient of micro-batch `number` into `buffers`, zeros where the loss does not reach; the loss."""
+        self._buffers = buffers
+        self._missing = set(self._parameters)
+        torch.default_generator.manual_seed(forward_seed(self._recipe.seed, number))
+        loss = self._recipe.loss(self._recipe.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in self._missing:
+            buffers[parameter].zero_()
+        return float(loss.detach())
+
+    def _store(self, parameter: torch.Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
+        self._buffers[parameter].copy_(parameter.grad)
+        self._missing.discard(parameter)
+        parameter.grad = None

@@ -8,6 +8,7 @@ import os
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,17 @@ class DiskFiles:
     def free_bytes(self) -> int:
         state = os.statvfs(self.root)
         return state.f_bavail * state.f_frsize
+
+    def lock(self, path: str) -> Callable[[], None]:
+        import fcntl
+
+        fd = os.open(self.root / path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(fd)
+            raise
+        return _once(lambda: os.close(fd))
 
 
 class DiskFile:
@@ -207,6 +219,11 @@ def _timed_us(file: DiskFile, offset: int, block: memoryview) -> float:
     if not file.syncs_writes:
         file.sync()
     return (time.perf_counter() - start) * 1e6
+
+
+def _once(action: Callable[[], None]) -> Callable[[], None]:
+    waiting = [action]
+    return lambda: waiting.pop()() if waiting else None
 
 
 class _Unsupported(Exception):

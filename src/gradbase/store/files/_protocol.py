@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 BLOCK_BYTES = 4096  # offsets, lengths and addresses of direct I/O are multiples of this
@@ -71,6 +72,9 @@ class Files(Protocol):
 
     def free_bytes(self) -> int:
         """Room left on the disk."""
+
+    def lock(self, path: str) -> Callable[[], None]:
+        """Hold a lock until the returned function is called or the process ends; BlockingIOError if it is held."""
 
 
 def is_full(error: OSError) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gradbase.store.files._protocol import BLOCK_BYTES, Mode
@@ -67,6 +68,7 @@ class MemoryFiles:
         self._names: dict[str, _Content | None] = {"": None}  # None is a directory
         self._durable_names: dict[str, _Content | None] = {"": None}
         self._undone: dict[str, list[_Step]] = {}
+        self._locked: set[str] = set()
 
     def open(self, path: str, *, create: bool = False, mode: Mode = "plain") -> MemoryFile:
         if path not in self._names:
@@ -113,6 +115,12 @@ class MemoryFiles:
 
     def free_bytes(self) -> int:
         return 1 << 40 if self.capacity is None else self.capacity - self._taken()
+
+    def lock(self, path: str) -> Callable[[], None]:
+        if path in self._locked:
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), path)
+        self._locked.add(path)
+        return lambda: self._locked.discard(path)
 
     def flip(self, path: str, offset: int, bit: int = 0) -> None:
         """Damage a bit, as a disk does."""

@@ -15,16 +15,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.operations import Operation, Operations, Pushed, Reading, ShardPages
 from gradbase.common.errors import StepError
 from gradbase.store.machine import messages as m
-from gradbase.store.machine import new_session, new_shard
+from gradbase.store.machine import new_coordinator, new_session, new_shard
 from gradbase.store.machine.consistency import Job
-from gradbase.store.machine.coordinator import Coordinator
 
 TICK_S = 0.05
 _WATCH_S = 0.5
@@ -61,6 +60,7 @@ class Worker:
     pid: int | None
     slot: int = -1
     lane: int = -1  # the buffers that are its own under ssp and asp
+    nonce: int = 0
     session: Any = None
     computing: dict[int, m.Compute] = field(default_factory=dict)
     operations: dict[int, Operation] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Steward:
         self._storage = storage
         self._spawn, self._watch, self._on_report, self._on_lost = spawn, watch, on_report, on_lost
         self.operations = Operations(job.shards, copies=copies)
-        self.coordinator = Coordinator(job)
+        self.coordinator = new_coordinator(job)
         self.shards = [new_shard(job, k, ShardPages(self.operations, k)) for k in range(job.shards)]
         self.workers: dict[int, Worker] = {}
         self._arriving: set[Worker] = set()
@@ -124,6 +124,7 @@ class Steward:
         self._tickets = self._nonces = self._deaths = 0
         self._newest_seq = self._newest_batch = -1
         self._stopping = self._over = False
+        self._final: Any = None  # the checkpoint that is taken at the end
         self._next_watch_s = 0.0
         self._calls: deque[Callable[[], None]] = deque()
         self._failure: BaseException | None = None
@@ -179,8 +180,10 @@ class Steward:
 
     @property
     def steps_done(self) -> int:
-        """Steps that all shards have, under bsp; batches used, divided by the lanes, otherwise."""
-        return min(shard.steps_done for shard in self.shards)
+        """Under bsp the steps that all shards have; under ssp and asp the batches that are in all of them."""
+        if self.job.consistency == "bsp":
+            return max(min(shard.version for shard in self.shards), 0)
+        return min(sum(high - low for low, high in shard.used.ranges()) for shard in self.shards)
 
     # -- the loop
 
@@ -254,7 +257,7 @@ class Steward:
                 self._deliver(*self._mail.popleft())
             moved = self._advance() or bool(self._mail or self._calls)
         if self._stopping and not self._computing and self.operations.idle:
-            self._end()
+            self._wind_up()
 
     # -- messages and effects
 
@@ -318,9 +321,9 @@ class Steward:
         self._do(owner, self.shards[owner[1]].loaded(self._storage.load(owner, effect.number)))
 
     def _stop_machine(self, owner: m.Address, effect: m.Stop) -> None:
-        """A session that has nothing more to do; when it is the coordinator, nobody has."""
+        """A session has nothing more to do."""
         if all(worker.session.finished for worker in self.workers.values()):
-            self._stop()
+            self._stopping = True
 
     # -- servants that come and go
 
@@ -346,7 +349,8 @@ class Steward:
         taken = {each.lane for each in self.workers.values()} | self.operations.lanes
         worker.lane = min(set(range(self.job.lanes)) - taken, default=-1)
         self._nonces += 1
-        worker.session = new_session(self.job, worker.slot, self._nonces)
+        worker.nonce = self._nonces
+        worker.session = new_session(self.job, worker.slot, worker.nonce)
         self.workers[worker.slot] = worker
         self._do(worker.address, worker.session.start())
 
@@ -369,7 +373,7 @@ class Steward:
             operation.done = operation.kind == "fetch"
         self._held = [held for held in self._held if held[0] is not worker]
         if worker.slot >= 0:
-            self._do(m.COORDINATOR, self.coordinator.worker_lost(worker.slot))
+            self._do(m.COORDINATOR, self.coordinator.worker_lost(worker.slot, worker.nonce))
         self._on_lost(worker)
         self._deaths += 1
         if self._deaths > _DEATHS_MAX * self.job.lanes:
@@ -419,7 +423,7 @@ class Steward:
         compute = worker.computing.pop(ticket)
         if self.job.consistency == "bsp":
             self._newest_seq = min(self._newest_seq, compute.seq - 1)
-            self._stop()
+            self._shorten(compute.seq)
         else:
             self._answer(worker, compute, None)
 
@@ -477,7 +481,7 @@ class Steward:
         return self.workers[live[operation.shard % len(live)]] if live else None
 
     def _can_compute(self, worker: Worker, compute: m.Compute) -> bool:
-        if self._stopping and (self.operations.copies or compute.seq > self._newest_seq):
+        if self._stopping or compute.seq >= self.job.steps and not self.operations.copies:
             return False
         lane = self._lane_of(worker, compute)
         if lane < 0 or any(lane == self._lane_of(w, c) for w in self.workers.values() for c in w.computing.values()):
@@ -512,7 +516,25 @@ class Steward:
         return any(worker.computing for worker in self.workers.values())
 
     def _stop(self) -> None:
-        self._stopping = True
+        """bsp: the job ends with the step that was begun; ssp, asp: with what is being computed."""
+        if self.job.consistency == "bsp":
+            self._shorten(self._newest_seq + 1)
+        else:
+            self._stopping = True
+
+    def _shorten(self, steps: int) -> None:
+        """The job is shorter than was thought; the machines find that it is done."""
+        self.job = replace(self.job, steps=min(steps, self.job.steps))
+        for machine in (self.coordinator, *self.shards, *(worker.session for worker in self.workers.values())):
+            machine.job = self.job
+
+    def _wind_up(self) -> None:
+        """Everything is at rest: keep it, then end."""
+        if self._final is None and self.job.durability != "none":
+            self._do(m.COORDINATOR, self.coordinator.take_checkpoint())
+            self._final = self.coordinator.checkpoint
+        elif self._final is None or self.coordinator.checkpoint is not self._final:
+            self._end()
 
     def _end(self) -> None:
         self._over = True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -138,7 +137,7 @@ class _Forks:
         self._steward, self._slab = steward, slab
         if self._server is not None:
             server = self._server
-            steward.listen(server.connection.fileno(), lambda: self._hear(*pickle.loads(server.connection.recv_bytes())))
+            steward.listen(server.connection.fileno(), lambda: self._hear(*server.hear()))
 
     def fork(self) -> None:
         assert self._server is not None, "the caller's own worker does not die alone"

@@ -3,8 +3,8 @@
 The caller's own process cannot be forked safely (its thread pools do not survive), and a fresh interpreter needs
 seconds to import torch. So one process is started for it, computes on one thread only, and is forked from.
 
-    caller -> fork server    ("prepare", task)            load the recipe, build the model
-                             ("fork", ticket), descriptors a worker that serves these
+    caller -> fork server    ("prepare", task)                 load the recipe, build the model
+                             ("fork", ticket), descriptors     a worker that serves these
     fork server -> caller    ("ready",), ("failed", error), ("forked", ticket, pid), ("ended", pid, status)
 
 The chain of parents dies from the top: each process asks the kernel for SIGKILL when its parent ends.
@@ -27,6 +27,7 @@ from socket import AF_UNIX, SOCK_STREAM, socketpair
 from typing import Any
 
 import gradbase
+from gradbase.common.errors import StepError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -49,18 +50,26 @@ class ForkServer:
         self.connection = Connection(ours.detach())
         self._tickets = 0
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def hear(self) -> tuple[Any, ...]:
+        """The next answer. Raises StepError when the server has ended."""
+        try:
+            answer: tuple[Any, ...] = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            status = self._process.wait()
+            raise StepError(
+                f"the process that starts workers ended with status {status}",
+                "what it said is on standard error; was it killed for want of memory?",
+            ) from None
+        return answer
 
     def prepare(self, task: Any) -> None:
         """Hand the task over; the server answers ("ready",) or ("failed", error) on `connection`."""
-        self.connection.send_bytes(pickle.dumps(("prepare", task)))
+        self.connection.send_bytes(pickle.dumps(("prepare", pickle.dumps(task))))
 
     def fork(self, fds: list[int]) -> int:
         """Ask for a worker that holds copies of these descriptors; its ticket comes back with its process id."""
         self._tickets += 1
-        self.connection.send_bytes(pickle.dumps(("fork", self._tickets, len(fds))))
+        self.connection.send_bytes(pickle.dumps(("fork", (self._tickets, len(fds)))))
         for fd in fds:
             send_handle(self.connection, fd, self._process.pid)
         return self._tickets
@@ -80,10 +89,9 @@ def die_with_parent(parent: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment, with gradbase and the recipe's folder importable as they are here."""
+    """This process's environment, with everything importable that is importable here."""
     root = str(Path(gradbase.__file__).parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
 
 
 class _Server:
@@ -115,18 +123,18 @@ class _Server:
 
     def _serve(self) -> Callable[[], None] | None:
         try:
-            verb, *rest = pickle.loads(self._connection.recv_bytes())
+            verb, argument = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)
         if verb == "prepare":
-            self._prepare(rest[0])
+            self._prepare(argument)
             return None
-        return self._fork(*rest)
+        return self._fork(*argument)
 
-    def _prepare(self, task: Any) -> None:
+    def _prepare(self, pickled: bytes) -> None:
         try:
-            self._task = task
-            task.warm()
+            self._task = pickle.loads(pickled)
+            self._task.warm()
         except BaseException as error:
             self._answer("failed", _sendable(error))
         else:

@@ -1,8 +1,8 @@
 """What a job promises: its consistency, its durability, its limits.
 
-    bsp      step t is exactly one micro-batch of every lane; every read of step t sees all of step t - 1 and nothing else
-    ssp:S    a reader is at most S steps ahead of the slowest live worker
-    asp      no bound; every update is still used exactly once
+bsp      step t is exactly one micro-batch of every lane; every read of step t sees all of step t - 1 and nothing else
+ssp:S    a reader is at most S steps ahead of the slowest live worker
+asp      no bound; every update is still used exactly once
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class Job:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        _check(self.lanes >= 1 and self.shards >= 1 and self.steps >= 0, "lanes, shards and steps must be positive")
+        _check(
+            self.lanes >= 1 and self.shards >= 1 and self.steps >= 0,
+            "lanes, shards and steps must be positive",
+        )
         _check(self.staleness_steps >= 0, f"a staleness of {self.staleness_steps} steps is less than none")
         if self.durability == "wal" and self.consistency != "bsp":
             _check(

@@ -172,7 +172,9 @@ class View(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """I live. `lease_done`: all batches of leases up to this number are used (and as durable as promised) everywhere."""
+    """I live. `seq`: bsp, the last version read in this term; ssp, asp, the clock. `lease_done`: ssp, asp, all batches of leases
+    up to this number are used (and as durable as promised) on every shard; bsp, steps before this one are durable.
+    """
 
     term: int
     worker: int
@@ -201,6 +203,12 @@ class Leave(NamedTuple):
     """The worker goes; what it held is free for others."""
 
     worker: int
+    session: int
+
+
+class Fenced(NamedTuple):
+    """This session is out: its lanes and batches went to others. Join again."""
+
     session: int
 
 
@@ -287,7 +295,7 @@ class CheckpointKept(NamedTuple):
 
 Message: TypeAlias = (
     Pull | PullReply | Push | Poll | PushReply | Durable | Busy | Join | NewTerm | Report | View | Beat | LeaseRequest
-    | LeaseReply | Leave | Finished | ShardUp | Fence | ShardReport | Open | Ready | TakeCheckpoint | CheckpointTaken
+    | LeaseReply | Leave | Fenced | Finished | ShardUp | Fence | ShardReport | Open | Ready | TakeCheckpoint | CheckpointTaken
     | CheckpointKept
 )  # fmt: skip
 
@@ -392,7 +400,9 @@ class Retire(NamedTuple):
 
 
 class Compute(NamedTuple):
-    """Run micro-batch `batch` on `values` (one a shard); then call `computed(term, seq, lane, part, parts, payload)`."""
+    """Run micro-batch `batch` on `values`, one a shard; then call `computed(term, seq, lane, shard, part, parts, payload)`
+    for every part of what it gives for every shard.
+    """
 
     term: int
     seq: int

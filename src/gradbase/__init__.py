@@ -11,11 +11,13 @@ from gradbase.common.errors import (
     InfeasibleError,
     PageError,
     StepError,
+    TableError,
     UsageError,
 )
 
 if TYPE_CHECKING:
     from gradbase.compiled import Explanation, GradientStep, Step, compile, compile_gradients
+    from gradbase.tables.api import crowd, fuse, match
 
 __version__ = "0.1.0"
 
@@ -29,12 +31,17 @@ __all__ = [
     "PageError",
     "Step",
     "StepError",
+    "TableError",
     "UsageError",
     "compile",
     "compile_gradients",
+    "crowd",
+    "fuse",
+    "match",
 ]
 
 _FROM_COMPILED = {"Explanation", "GradientStep", "Step", "compile", "compile_gradients"}
+_FROM_TABLES = {"crowd", "fuse", "match"}
 
 
 def __getattr__(name: str) -> Any:
@@ -43,4 +50,8 @@ def __getattr__(name: str) -> Any:
         from gradbase import compiled
 
         return getattr(compiled, name)
+    if name in _FROM_TABLES:
+        from gradbase.tables import api
+
+        return getattr(api, name)
     raise AttributeError(f"module 'gradbase' has no attribute {name!r}")

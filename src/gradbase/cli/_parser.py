@@ -103,6 +103,62 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spill", type=Path, metavar="DIR", help="the page file's directory to check")
 
 
+def _add_operator(parser: argparse.ArgumentParser, seed: str) -> None:
+    """What every command over tables takes."""
+    parser.add_argument("--out", required=True, metavar="FILE", help="what was found; *.parquet or *.csv")
+    parser.add_argument("--gold", metavar="FILE", help="compare with known answers: accuracy, calibration, a vote")
+    parser.add_argument("--why-out", metavar="FILE", help="why, as a table: what each claim adds to the log-odds")
+    parser.add_argument("--html", metavar="FILE", help="a report as one offline page")
+    parser.add_argument("--memory", metavar="AMOUNT", help='budget of training: bytes ("1.5GB") or a share ("40%%")')
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seed} (default: 0)")
+
+
+def _add_claims(parser: argparse.ArgumentParser, kinds: str) -> None:
+    """What crowd and fuse take: one table of claims, kept statistics, and a list of what to buy."""
+    parser.add_argument("input", metavar="INPUT", help=_INPUT_HELP)
+    parser.add_argument("--table", metavar="NAME", help="which table of a database")
+    parser.add_argument("--query", metavar="SQL", help="what to read instead; a query on a file calls it `input`")
+    parser.add_argument("--columns", metavar="NAMES", help=f"columns, where they are not found: {kinds}")
+    parser.add_argument("--next", type=_natural, default=0, metavar="K", help="list the K most worth buying")
+    parser.add_argument("--next-out", metavar="FILE", help="write that list; *.parquet or *.csv")
+    parser.add_argument("--state-in", metavar="FILE", help="statistics of an earlier run, to add to")
+    parser.add_argument("--state-out", metavar="FILE", help="write the statistics, to go on from; *.duckdb")
+
+
+def _add_crowd(parser: argparse.ArgumentParser) -> None:
+    _add_claims(parser, "item=qid,worker=who,label=answer")
+    _add_operator(parser, "training")
+    parser.add_argument("--kind", default="auto", choices=("auto", "classes", "numbers", "sets"), help="of the labels")
+    parser.add_argument("--features", metavar="FILE", help="what is known of items: a table, or a .npy matrix")
+    parser.add_argument("--feature-items", metavar="FILE", help="the items of the matrix's rows")
+    parser.add_argument("--workers-out", metavar="FILE", help="quality of the workers; *.parquet or *.csv")
+    parser.add_argument("--catalog", type=Path, metavar="FILE", help="where statistics are kept (default: your cache)")
+
+
+def _add_fuse(parser: argparse.ArgumentParser) -> None:
+    _add_claims(parser, "object=key,source=site")
+    _add_operator(parser, "training and held-out claims")
+    parser.add_argument("--hierarchy", metavar="FILE", help="what contains what: id, name, parent; or name, parent")
+    parser.add_argument("--kinds", metavar="KINDS", help="how attributes are read: born=date,authors=authors")
+    parser.add_argument("--source-features", metavar="FILE", help="numbers known of each source")
+    parser.add_argument("--copies", default="gated", choices=("gated", "off", "ungated"), help="copying of sources")
+    parser.add_argument("--sources-out", metavar="FILE", help="quality of the sources; *.parquet or *.csv")
+    parser.add_argument("--copies-out", metavar="FILE", help="who copies whom; *.parquet or *.csv")
+    parser.add_argument("--history-out", metavar="FILE", help="since when and until when a value was true")
+
+
+def _add_match(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="A", help=_INPUT_HELP)
+    parser.add_argument("other", nargs="?", metavar="B", help="a second table (default: find duplicates in A)")
+    _add_operator(parser, "training")
+    parser.add_argument("--id", metavar="COLUMN", help="the column of ids (default: id, or the row's number from 0)")
+    parser.add_argument("--labelled", metavar="FILE", help="pairs to learn from: left, right, label (1 is a match)")
+    parser.add_argument("--threshold", type=float, metavar="P", help="least probability of a match (default: chosen)")
+    parser.add_argument("--clusters-out", metavar="FILE", help="table, record, cluster; *.parquet or *.csv")
+    parser.add_argument("--claims-out", metavar="FILE", help="what records say, as claims for fuse")
+    parser.add_argument("--golden-out", metavar="FILE", help="one row a cluster, with a probability and reason a cell")
+
+
 def _positive(text: str) -> int:
     return _whole(text, 1)
 
@@ -123,9 +179,13 @@ def _whole(text: str, least: int) -> int:
 
 _DESCRIPTION = "Runs a training step the way a database runs a query: planned, explained and inside a memory budget."
 _RECIPE_HELP = "a Python file with model(), batches(), loss(model, batch) and optimizer(model)"
+_INPUT_HELP = "a CSV, Parquet, DuckDB or SQLite file, or postgresql://..."
 _COMMANDS: dict[str, tuple[str, Any]] = {
     "explain": ("explain the plan of a step; runs nothing", _add_explain),
     "train": ("train inside a memory budget", _add_train),
+    "crowd": ("find what is true in the labels of many workers", _add_crowd),
+    "fuse": ("find what is true in the claims of many sources", _add_fuse),
+    "match": ("find records about the same thing, and make one of them", _add_match),
     "catalog": ("query the measured statistics with SQL", _add_catalog),
     "doctor": ("check that this machine has what gradbase needs", _add_doctor),
 }

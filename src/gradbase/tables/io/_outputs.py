@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,16 @@ class Outputs:
 
     def table(self, name: str, rows: Any) -> None:
         """Write an Arrow table beside its place, if this output is wanted. Raises TableError."""
-        if name in self._paths:
-            self._write(name, lambda path: _write_table(rows, path, self._paths[name].suffix.lower()))
+        self.file(name, lambda path: _write_table(rows, path, self._paths[name].suffix.lower()))
 
     def text(self, name: str, text: str) -> None:
         """Write a page, if it is wanted. Raises TableError."""
+        self.file(name, lambda path: path.write_text(text, "utf-8"))
+
+    def file(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Let `write` make a file beside its place, if it is wanted. Raises TableError."""
         if name in self._paths:
-            self._write(name, lambda path: path.write_text(text, "utf-8"))
+            self._write(name, write)
 
     def commit(self) -> dict[str, Path]:
         """Put everything that was written into its place; returns where."""
@@ -72,7 +75,7 @@ class Outputs:
             del self._written[name]
         return dict(self._paths)
 
-    def _write(self, name: str, write: Any) -> None:
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
         path = self._paths[name]
         try:
             handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -180,10 +180,11 @@ class Steward:
 
     @property
     def steps_done(self) -> int:
-        """Under bsp the steps that all shards have; under ssp and asp the batches that are in all of them."""
+        """The steps that all shards have; under ssp and asp as many batches as there are lanes count as one."""
         if self.job.consistency == "bsp":
             return max(min(shard.version for shard in self.shards), 0)
-        return min(sum(high - low for low, high in shard.used.ranges()) for shard in self.shards)
+        used = [sum(high - low for low, high in shard.used.ranges()) for shard in self.shards]
+        return min(used) // self.job.lanes
 
     # -- the loop
 
@@ -278,13 +279,13 @@ class Steward:
         self._do(to, machine.receive(message))
 
     def _read(self, worker: Worker, reply: m.PullReply) -> None:
-        """A reader is known: its fetch may begin. Its staleness is how far it is ahead of the slowest."""
+        """A reader is known: its fetch may begin. Its staleness is how far it is ahead of the slowest at work."""
         assert isinstance(reply.value, Reading)
         fetch = reply.value.after
         if self.operations.copies and fetch is not None:
             fetch.worker = worker.slot
-            slowest = min(reply.clock[slot] for slot in self.workers)
-            worker.staleness_steps = max(reply.seq - slowest, 0)
+            at_work = [each.slot for each in self.workers.values() if each.busy]
+            worker.staleness_steps = max(reply.seq - min((reply.clock[slot] for slot in at_work), default=reply.seq), 0)
 
     def _do(self, owner: m.Address, effects: list[m.Effect]) -> None:
         for effect in effects:

@@ -65,6 +65,11 @@ class LocalEngine:
         if self._steward is not None:
             self._steward.stop()
 
+    def processes(self) -> list[int]:
+        """Process ids of the caller and of all workers; on the steward's thread (in `on_report` and `on_lost`) only."""
+        workers = self._steward.workers.values() if self._steward is not None else ()
+        return [os.getpid(), *(worker.pid for worker in workers if worker.pid is not None)]
+
     def _run(self, closing: contextlib.ExitStack) -> Outcome:
         request = self._request
         forks = _Forks(request.workers - 1, closing)

@@ -30,6 +30,7 @@ import gradbase
 from gradbase.common.errors import StepError
 
 _PR_SET_PDEATHSIG = 1
+_COMMAND = "from gradbase.cluster.local._fork import main; main()"
 
 
 class ForkServer:
@@ -42,7 +43,7 @@ class ForkServer:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gradbase.cluster.local._fork", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-c", _COMMAND, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 env=_environment() | (environment or {}),
                 stdin=subprocess.DEVNULL,
@@ -191,6 +192,3 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(0)  # nothing of the server's is to be torn down here
 
-
-if __name__ == "__main__":
-    main()

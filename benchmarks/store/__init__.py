@@ -1,0 +1,1 @@
+"""Benchmarks of the parameter store and its engines."""

@@ -1,0 +1,481 @@
+"""One run of a whole job in one thread and virtual time: network, disks, clocks, processes and their deaths.
+
+Everything that happens is drawn from the plan's seed, so a run can be had again by its number. The faults a job must survive:
+crashes of any processes, several at once, at any event; loss of what a disk was not asked to sync, in part or whole; full
+disks; messages lost, doubled, reordered, or late by more than a timeout; partitions; processes that hang and come back as
+zombies beside their successors; clocks that jump; workers that come and go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from heapq import heappop, heappush
+from random import Random
+from typing import Any, TypeAlias
+
+from gradbase.cluster.simulator._disk import Disk
+from gradbase.cluster.simulator._plan import Fault, Plan
+from gradbase.cluster.simulator._values import CountPages, StepPages, gradient, unfailed
+from gradbase.store.machine import Coordinator, Phase, Session, Shard, new_coordinator, new_session, new_shard
+from gradbase.store.machine.history import Violation, check, count_of
+from gradbase.store.machine.messages import (
+    COORDINATOR,
+    Address,
+    Append,
+    Compute,
+    Effect,
+    Load,
+    Loaded,
+    Payload,
+    Replace,
+    Retire,
+    Send,
+    Stop,
+    Sync,
+    WriteCheckpoint,
+)
+from gradbase.store.machine.notes import Note
+
+Machine: TypeAlias = Coordinator | Session | Shard
+Pages: TypeAlias = StepPages | CountPages
+
+TICK_US = 2_000
+LATENCY_US = 20  # and up to SPREAD_US more
+SPREAD_US = 200
+LATE_US_MAX = 40_000  # how late an odd message may be: several timeouts
+SYNC_US = 150
+WRITE_US = 1_000
+COMPUTE_US = 300
+RESTART_US = 1_000
+PATIENCE_US = 3_000_000  # after the last fault; then the run counts as stuck
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What to simulate; tests put machines with planted bugs here."""
+
+    coordinator: Callable[..., Coordinator] = new_coordinator
+    session: Callable[..., Session] = new_session
+    shard: Callable[..., Shard] = new_shard
+    disk: Callable[[], Disk] = Disk
+
+
+@dataclass(eq=False)
+class Process:
+    """A machine with what an operating system gives it. `incarnation`: of its disk, or a worker's nonce."""
+
+    address: Address
+    machine: Machine
+    incarnation: int
+    pages: Pages | None = None
+    alive: bool = True
+    ahead_us: int = 0
+    hung_until_us: int = 0
+    slow_us: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `events`: everything that happened to a machine, a message or a disk; `messages` of them delivered."""
+
+    plan: Plan
+    violations: tuple[Violation, ...]
+    events: int
+    messages: int
+    virtual_us: int
+    terms: int
+
+
+@dataclass
+class _Counts:
+    events: int = 0
+    messages: int = 0
+
+
+class Simulation:
+    """`run` once. `history` keeps what the machines noted."""
+
+    def __init__(self, plan: Plan, machines: Machines | None = None) -> None:
+        self.plan = plan
+        self.job = plan.job
+        self.now_us = 0
+        self.history: list[Note] = []
+        self._machines = machines or Machines()
+        self._random = Random(plan.seed ^ 0x5DEECE66D)
+        self._draw = self._random.random
+        self._odd = plan.odd
+        self._calm = False
+        self._cut: list[Address] = []
+        self._heap: list[tuple[int, int, Address | None, Any]] = []
+        self._order = 0
+        self._counts = _Counts()
+        self._at: dict[Address, Process] = {}
+        self._zombies: list[Process] = []
+        self._full: list[Address] = []
+        self._starting: set[Address] = set()
+        self._finished = False
+        shards = [("shard", shard) for shard in range(self.job.shards)]
+        self._disks: dict[Address, Disk] = {address: self._machines.disk() for address in (COORDINATOR, *shards)}
+        self._on: dict[type, Callable[[Process, Any], None]] = {
+            Append: self._append,
+            Sync: self._sync,
+            WriteCheckpoint: self._write_checkpoint,
+            Load: self._load,
+            Retire: self._retire,
+            Compute: self._compute,
+            Replace: self._replace,
+            Stop: self._stop,
+        }
+
+    def run(self) -> Outcome:
+        self._prepare()
+        violations: list[Violation] = []
+        try:
+            self._go()
+        except AssertionError as error:  # a machine's own: it found itself where it must never be
+            violations.append(Violation("assertion", repr(error), len(self.history)))
+        expected = self._expected_step if self.job.consistency == "bsp" else self._expected_count
+        violations += check(self.job, self.history, expected)
+        violations += self._judge_end() if not violations else []
+        counts = self._counts
+        terms = self._disks[COORDINATOR].records[-1].lsn if self._disks[COORDINATOR].records else 0
+        return Outcome(self.plan, tuple(violations), counts.events, counts.messages, self.now_us, terms)
+
+    # The loop.
+
+    def _prepare(self) -> None:
+        for address in self._disks:
+            self._start(address)
+        for worker in range(self.plan.workers):
+            self._start(("worker", worker))
+        self._after(TICK_US, self._tick)
+        if self.plan.checkpoint_us:
+            self._after(self.plan.checkpoint_us, self._checkpoint)
+        for fault in self.plan.faults:
+            self._after(fault.at_us, partial(self._begin, fault))
+        self._after(self.plan.calm_us, self._calm_down)
+
+    def _go(self) -> None:
+        heap, at = self._heap, self._at
+        end_us = self.plan.calm_us + PATIENCE_US
+        events = messages = 0
+        while not self._finished:
+            now_us, _, address, what = heappop(heap)
+            self.now_us = now_us
+            events += 1
+            if address is None:
+                what()
+                continue
+            process = at.get(address)
+            if process is not None:
+                if process.hung_until_us > now_us:
+                    self._put(process.hung_until_us + self._random.randrange(1000), address, what)
+                    continue
+                messages += 1
+                effects = process.machine.receive(what)
+                if effects:
+                    self._carry(process, effects)
+            if self._zombies:
+                self._give_zombies(address, what)
+            if now_us > end_us:
+                break
+        self._counts.events += events
+        self._counts.messages += messages
+
+    def _carry(self, process: Process, effects: list[Effect]) -> None:
+        """Carry out what a machine asked for, in order. A message costs one random number: its delay, or its oddness."""
+        draw, odd, heap, now_us = self._draw, self._odd, self._heap, self.now_us
+        for effect in effects:
+            if effect.__class__ is Send:
+                to, message = effect  # type: ignore[misc]
+                luck = draw()
+                if luck < odd or self._cut:
+                    self._send_oddly(process, to, message, luck)
+                else:
+                    self._order += 1
+                    heappush(heap, (now_us + LATENCY_US + int(luck * SPREAD_US), self._order, to, message))
+            else:
+                self._counts.events += 1
+                self._on[effect.__class__](process, effect)
+
+    def _send_oddly(self, process: Process, to: Address, message: Any, luck: float) -> None:
+        self._counts.events += 1
+        if process.address in self._cut or to in self._cut:
+            return
+        kind = int(luck * 2**30) % 4 if luck < self._odd else 3
+        if kind == 0:
+            return  # lost
+        if kind == 1:  # doubled, the second one late
+            self._put(self.now_us + self._random.randrange(LATE_US_MAX), to, message)
+        late_us = self._random.randrange(LATE_US_MAX) if kind == 2 else 0
+        self._put(self.now_us + LATENCY_US + int(luck * SPREAD_US) + late_us, to, message)
+
+    def _put(self, at_us: int, address: Address | None, what: Any) -> None:
+        self._order += 1
+        heappush(self._heap, (at_us, self._order, address, what))
+
+    def _after(self, delay_us: int, what: Callable[[], None]) -> None:
+        self._put(self.now_us + delay_us, None, what)
+
+    def _give_zombies(self, address: Address, message: Any) -> None:
+        """What is sent to an address half the time also reaches a process that should no longer be there."""
+        for zombie in self._zombies:
+            if zombie.address == address and zombie.hung_until_us <= self.now_us and self._draw() < 0.5:
+                self._carry(zombie, zombie.machine.receive(message))
+
+    def _tick(self) -> None:
+        for process in [*self._at.values(), *self._zombies]:
+            if process.hung_until_us <= self.now_us:
+                self._counts.events += 1
+                effects = process.machine.tick(self.now_us + process.ahead_us)
+                if effects:
+                    self._carry(process, effects)
+        self._after(TICK_US, self._tick)
+
+    def _checkpoint(self) -> None:
+        process = self._at.get(COORDINATOR)
+        if process is not None and isinstance(process.machine, Coordinator):
+            self._carry(process, process.machine.take_checkpoint())
+        self._after(self.plan.checkpoint_us, self._checkpoint)
+
+    # Processes.
+
+    def _start(self, address: Address) -> None:
+        self._starting.discard(address)
+        if address in self._at:
+            return
+        kind, number = address
+        note = self.history.append
+        if kind == "worker":
+            nonce = self._random.getrandbits(40) << 20
+            session = self._machines.session(self.job, number, nonce, note)
+            process = Process(address, session, nonce)
+            effects = session.start()
+        elif kind == "shard":
+            disk = self._disks[address]
+            pages = StepPages(number) if self.job.consistency == "bsp" else CountPages()
+            shard = self._machines.shard(self.job, number, pages, note)
+            process = Process(address, shard, disk.open(self._random, self._draw() < 0.5), pages)
+            states = [state for state, _ in disk.checkpoints.values()]
+            effects = shard.opened(process.incarnation, states, list(disk.records))
+        else:
+            disk = self._disks[address]
+            coordinator = self._machines.coordinator(self.job, note)
+            process = Process(address, coordinator, disk.open(self._random, self._draw() < 0.5))
+            effects = coordinator.opened(list(disk.records))
+        self._at[address] = process
+        self._carry(process, effects)
+
+    def _start_later(self, address: Address, delay_us: int) -> None:
+        if address not in self._starting:
+            self._starting.add(address)
+            self._after(delay_us, partial(self._start, address))
+
+    def _kill(self, process: Process) -> None:
+        process.alive = False
+        if self._at.get(process.address) is process:
+            del self._at[process.address]
+        elif process in self._zombies:
+            self._zombies.remove(process)
+
+    def _replace(self, _: Process, effect: Replace) -> None:
+        """The coordinator gave this one up. Half the time it cannot be killed, and goes on beside its successor."""
+        process = self._at.get(effect.who)
+        if process is None:
+            if effect.who not in self._starting:
+                self._start_later(effect.who, RESTART_US)
+            return
+        if self._calm or self._draw() < 0.5:
+            self._kill(process)
+        else:
+            del self._at[effect.who]
+            self._zombies.append(process)
+        self._start_later(effect.who, RESTART_US)
+
+    def _stop(self, process: Process, effect: Stop) -> None:
+        self._finished = True
+
+    # Disks and computing.
+
+    def _append(self, process: Process, effect: Append) -> None:
+        disk = self._disks[process.address]
+        if disk.owner == process.incarnation and not disk.append(effect.record):
+            self._after(0, partial(self._failed_append, process, effect.record.lsn))
+
+    def _failed_append(self, process: Process, lsn: int) -> None:
+        if process.alive and isinstance(process.machine, Shard | Coordinator):
+            self._carry(process, process.machine.log_failed(lsn))
+
+    def _sync(self, process: Process, effect: Sync) -> None:
+        delay_us = SYNC_US + int(self._draw() * SYNC_US)
+        self._after(delay_us, partial(self._synced, process, effect.lsn))
+
+    def _synced(self, process: Process, lsn: int) -> None:
+        disk = self._disks[process.address]
+        machine = process.machine
+        if not process.alive or disk.owner != process.incarnation or not isinstance(machine, Shard | Coordinator):
+            return
+        if process.hung_until_us > self.now_us:
+            self._put(process.hung_until_us, None, partial(self._synced, process, lsn))
+            return
+        if disk.records and disk.records[-1].lsn >= lsn:  # else a record of it was refused, and that was told
+            disk.sync(lsn)
+            self._carry(process, machine.synced(lsn))
+
+    def _write_checkpoint(self, process: Process, effect: WriteCheckpoint) -> None:
+        self._after(int(self._draw() * WRITE_US), partial(self._written, process, effect))
+
+    def _written(self, process: Process, effect: WriteCheckpoint) -> None:
+        disk = self._disks[process.address]
+        machine = process.machine
+        if not process.alive or disk.owner != process.incarnation or not isinstance(machine, Shard):
+            return
+        if disk.full:
+            self._carry(process, machine.checkpoint_failed(effect.state.number))
+        else:
+            disk.checkpoints[effect.state.number] = (effect.state, effect.snapshot)
+            self._carry(process, machine.checkpoint_written(effect.state.number))
+
+    def _load(self, process: Process, effect: Load) -> None:
+        self._after(WRITE_US, partial(self._loaded, process, effect.number))
+
+    def _loaded(self, process: Process, number: int | None) -> None:
+        disk = self._disks[process.address]
+        machine = process.machine
+        if not process.alive or disk.owner != process.incarnation or not isinstance(machine, Shard):
+            return
+        state, snapshot = disk.checkpoints[number] if number is not None else (None, None)
+        records = disk.records_after(state.lsn if state is not None else 0)
+        self._carry(process, machine.loaded(Loaded(state, snapshot, records)))
+
+    def _retire(self, process: Process, effect: Retire) -> None:
+        disk = self._disks[process.address]
+        if disk.owner == process.incarnation:
+            disk.retire(effect.number, effect.lsn)
+
+    def _compute(self, process: Process, effect: Compute) -> None:
+        delay_us = COMPUTE_US + int(self._draw() * COMPUTE_US) + process.slow_us
+        self._after(delay_us, partial(self._computed, process, effect))
+
+    def _computed(self, process: Process, effect: Compute) -> None:
+        machine = process.machine
+        if not process.alive or not isinstance(machine, Session):
+            return
+        count = self.plan.parts
+        for shard in range(self.job.shards):
+            parts = gradient(self.job, effect.values, effect.batch, shard, count)
+            for part, payload in enumerate(parts):
+                effects = machine.computed(effect.term, effect.seq, effect.lane, shard, part, count, payload)
+                self._carry(process, effects)
+
+    # Faults.
+
+    def _begin(self, fault: Fault) -> None:
+        for address in fault.who:
+            self._hit(fault, address)
+
+    def _hit(self, fault: Fault, address: Address) -> None:
+        process = self._at.get(address)
+        if fault.kind == "join":
+            self._start_later(address, 0)
+        elif fault.kind == "partition":
+            self._cut.append(address)
+            self._after(fault.for_us, partial(self._cut.remove, address))
+        elif fault.kind == "disk_full":
+            self._disks[address].full = True
+            self._after(fault.for_us, partial(setattr, self._disks[address], "full", False))
+        elif process is not None:
+            self._hit_process(fault, process)
+
+    def _hit_process(self, fault: Fault, process: Process) -> None:
+        if fault.kind == "crash":
+            self._kill(process)
+            self._tell_of_death(process)
+            self._start_later(process.address, fault.for_us)
+        elif fault.kind == "leave":
+            assert isinstance(process.machine, Session)
+            self._carry(process, process.machine.leave())
+            self._kill(process)
+        elif fault.kind == "clock_jump":
+            process.ahead_us += fault.amount
+        elif fault.kind == "hang":
+            process.hung_until_us = self.now_us + fault.for_us
+        elif fault.kind == "slow":
+            process.slow_us = fault.amount
+
+    def _tell_of_death(self, process: Process) -> None:
+        """Half the time the engine sees that a worker's process ended; else only its silence tells."""
+        coordinator = self._at.get(COORDINATOR)
+        if process.address[0] == "worker" and coordinator is not None and self._draw() < 0.5:
+            assert isinstance(coordinator.machine, Coordinator) and isinstance(process.machine, Session)
+            lost = coordinator.machine.worker_lost(process.address[1], process.machine.nonce)
+            self._carry(coordinator, lost)
+
+    def _calm_down(self) -> None:
+        """No more faults: messages arrive, whoever should be there is started, and zombies are gone."""
+        self._calm = True
+        self._odd = 0.0
+        for zombie in list(self._zombies):
+            self._kill(zombie)
+        for process in self._at.values():
+            process.slow_us = 0
+        for address in (*self._disks, ("worker", 0)):
+            if address not in self._at:
+                self._start_later(address, 0)
+
+    # The end.
+
+    def _expected_step(self, shard: int, step: int, count: int) -> Payload:
+        return unfailed(self.job, self.plan.parts)[step][shard]
+
+    def _expected_count(self, shard: int, step: int, count: int) -> Payload:
+        return count
+
+    def _judge_end(self) -> list[Violation]:
+        if not self._finished:
+            states = {address: self._describe(process) for address, process in self._at.items()}
+            return [Violation("I11 progress", f"stuck {PATIENCE_US / 1e6:.0f} s after the last fault: {states}", -1)]
+        problems = [self._judge_shard(shard) for shard in range(self.job.shards)]
+        return [problem for problem in problems if problem is not None]
+
+    def _describe(self, process: Process) -> str:
+        machine = process.machine
+        if isinstance(machine, Coordinator):
+            return f"{machine.phase.name} term {machine.term}"
+        return f"term {machine.term} at {machine.seq if isinstance(machine, Session) else machine.open_term}"
+
+    def _judge_shard(self, shard: int) -> Violation | None:
+        """The final value, as it is in memory; with a log also as it comes back after everything loses power."""
+        process = self._at.get(("shard", shard))
+        if self.job.consistency == "bsp":
+            right = self._expected_step(shard, self.job.steps, 0)
+        else:
+            right = self._expected_count(shard, 0, count_of(range(self.job.batches)))
+        if process is not None and process.pages is not None and self._is_loaded(process):
+            if process.pages.value != right:
+                return Violation("I9 exactly once, I10 the same", f"shard {shard} ends with {process.pages.value!r}", -1)
+        if self.job.durability == "wal":
+            return self._judge_recovery(shard, right)
+        return None
+
+    def _is_loaded(self, process: Process) -> bool:
+        return isinstance(process.machine, Shard) and process.machine.open_term != 0
+
+    def _judge_recovery(self, shard: int, right: Payload) -> Violation | None:
+        disk = self._disks["shard", shard]
+        state, value = max(disk.checkpoints.values(), key=lambda pair: pair[0].lsn, default=(None, None))
+        lsn = max(state.lsn if state is not None else 0, disk.records[disk.synced - 1].lsn if disk.synced else 0)
+        if self.job.logging == "command" and self.job.consistency == "bsp":
+            return None if lsn == self.job.steps else Violation("I6", f"shard {shard} recovers to step {lsn}", -1)
+        pages = StepPages(shard) if self.job.consistency == "bsp" else CountPages()
+        pages.restore(value)
+        for record in disk.records[: disk.synced]:
+            if record.lsn > (state.lsn if state is not None else 0) and record.update is not None:  # type: ignore[union-attr]
+                pages.apply(record.update)  # type: ignore[union-attr]
+        return None if pages.value == right else Violation("I6", f"shard {shard} recovers {pages.value!r}", -1)
+
+
+def finished(coordinator: Coordinator) -> bool:
+    return coordinator.phase is Phase.DONE

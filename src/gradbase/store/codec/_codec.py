@@ -1,0 +1,158 @@
+"""Encode and decode pages; a worker's codecs with what they left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradbase.common.errors import UsageError
+from gradbase.store.codec._bodies import BODIES
+from gradbase.store.codec._format import CODECS, HEADER, damaged, pack_header, read_header, write_header
+
+Buffer = bytes | bytearray | memoryview
+SHARE = 0.01
+# What a codec may be given: numbers that float32 holds well enough.
+LOSSY_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A codec and, for topk, the share of elements it keeps. As text: "int8", "topk:0.01"."""
+
+    name: str = "none"
+    share: float = SHARE
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.share:g}" if self.name == "topk" else self.name
+
+    @property
+    def lossy(self) -> bool:
+        return self.name != "none"
+
+
+def parse_codec(text: str) -> Codec:
+    """Read "none", "bf16", "int8", "onebit", "topk" or "topk:0.01"; UsageError on anything else."""
+    name, colon, share = text.partition(":")
+    try:
+        codec = Codec(name, float(share)) if colon else Codec(name)
+    except ValueError:
+        codec = Codec("")
+    if codec.name not in CODECS or (colon and codec.name != "topk") or not 0 < codec.share <= 1:
+        raise UsageError(
+            f"there is no codec {text!r}", f"use one of {', '.join(CODECS)}; topk takes a share, as in topk:0.01"
+        )
+    return codec
+
+
+def encode(codec: Codec, page: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[Buffer, ...]:
+    """A page, flat [n], as buffers that together are the message.
+
+    residual: float32 [n], what earlier messages left out; it is added before, and holds afterwards what this one
+    leaves out. Without, what the codec drops is lost. A page that goes as it is, is not copied: the last buffer is
+    its own memory, and it must not change until the message was sent.
+    """
+    dtype = str(page.dtype).removeprefix("torch.")
+    if not codec.lossy or dtype not in LOSSY_DTYPES or page.numel() == 0:
+        return _encode_none(page, dtype)
+    total = _float32(page) if residual is None else residual.add_(page)
+    if not _encodable(total, page.dtype):
+        if residual is not None:
+            residual.zero_()
+        return _encode_none(page, dtype)
+    out, extra = BODIES[codec.name].encode(total.numpy(), codec.share)
+    write_header(out, codec.name, dtype, extra, page.numel())
+    return (out.data,)
+
+
+def _encodable(total: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether every value is a number, and rounding cannot carry it beyond the largest of `dtype`; False for NaN."""
+    least, most = torch.aminmax(total)
+    bound = min(torch.finfo(dtype).max, torch.finfo(torch.bfloat16).max) / 2
+    return max(-float(least), float(most)) <= bound and not math.isnan(float(least))
+
+
+def decode(
+    message: Buffer, numel: int, dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The page in a message, [numel]; StoreError if it holds no page of that size and dtype.
+
+    out: where to put it. Without, the result is new memory, or for "none" a view into the message if that is writable.
+    """
+    view = memoryview(message).cast("B")
+    header, body = read_header(view), view[HEADER.size :]
+    if header.numel != numel or header.dtype != str(dtype).removeprefix("torch."):
+        raise damaged(f"it holds {header.numel} elements of {header.dtype}, not {numel} of {dtype}")
+    if header.codec == "none":
+        page = _decode_none(body, numel, dtype)
+        return page if out is None else out.copy_(page)
+    if header.dtype not in LOSSY_DTYPES:
+        raise damaged(f"{header.codec} of {header.dtype}")
+    direct = out is not None and dtype == torch.float32
+    values = out if out is not None and direct else torch.empty(numel)
+    BODIES[header.codec].decode(header, body, values.numpy())
+    return values if direct or out is None and dtype == torch.float32 else _cast(values, dtype, out)
+
+
+def _cast(values: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
+    return values.to(dtype) if out is None else out.copy_(values)
+
+
+class Compressor:
+    """A worker's codecs: one a tensor, with error feedback page by page.
+
+    codecs: by page number; a page that is not named goes as it is. Bytes are counted before and after.
+    """
+
+    def __init__(self, codecs: Mapping[int, Codec]) -> None:
+        self.codecs = dict(codecs)
+        self.raw_nbytes = 0
+        self.sent_nbytes = 0
+        self._residuals: dict[int, torch.Tensor] = {}
+
+    def encode(self, number: int, page: torch.Tensor) -> tuple[Buffer, ...]:
+        """The gradient of a page, flat, as the buffers to push: once a push, what is sent again is the same bytes."""
+        codec = self.codecs.get(number, Codec())
+        residual = self._residual(number, page) if codec.lossy and page.is_floating_point() else None
+        message = encode(codec, page, residual)
+        self.raw_nbytes += page.numel() * page.element_size()
+        self.sent_nbytes += sum(map(len, message))
+        return message
+
+    def state(self) -> dict[int, torch.Tensor]:
+        """The residuals by page, float32; copies, to be saved with the worker's state."""
+        return {number: residual.clone() for number, residual in self._residuals.items()}
+
+    def load_state(self, state: Mapping[int, torch.Tensor]) -> None:
+        """Go on from residuals that `state` gave."""
+        self._residuals = {number: residual.clone() for number, residual in state.items()}
+
+    def _residual(self, number: int, page: torch.Tensor) -> torch.Tensor:
+        if number not in self._residuals:
+            self._residuals[number] = torch.zeros(page.numel(), dtype=torch.float32)
+        return self._residuals[number]
+
+
+def _float32(page: torch.Tensor) -> torch.Tensor:
+    """A copy, for the encoder to work in."""
+    return page.detach().to(torch.float32, copy=True)
+
+
+def _encode_none(page: torch.Tensor, dtype: str) -> tuple[Buffer, ...]:
+    if page.numel() == 0:
+        return (pack_header("none", dtype, 0, 0, 0),)
+    flat: NDArray[np.uint8] = page.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    return pack_header("none", dtype, 0, page.numel(), len(flat)), flat.data
+
+
+def _decode_none(body: memoryview, numel: int, dtype: torch.dtype) -> torch.Tensor:
+    if len(body) != numel * dtype.itemsize:
+        raise damaged(f"{len(body)} bytes are not {numel} elements of {dtype}")
+    if numel == 0:
+        return torch.empty(0, dtype=dtype)
+    writable = bytearray(body) if body.readonly else body
+    return torch.frombuffer(writable, dtype=dtype, count=numel)

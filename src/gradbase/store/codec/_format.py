@@ -1,0 +1,55 @@
+"""The header of an encoded page; README.md has the bytes."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradbase.common.errors import StoreError
+from gradbase.store.layout import ITEM_BYTES
+
+HEADER = struct.Struct("<BBHIQQ")
+VERSION = 1
+CODECS = ("none", "bf16", "int8", "topk", "onebit")
+_DTYPES = tuple(ITEM_BYTES)
+
+
+class Header(NamedTuple):
+    """What is encoded and how; `extra` is elements a scale, or elements kept."""
+
+    codec: str
+    dtype: str
+    extra: int
+    numel: int
+    nbytes: int
+
+
+def pack_header(codec: str, dtype: str, extra: int, numel: int, nbytes: int) -> bytes:
+    """The first 24 bytes of a message, for a body of `nbytes`."""
+    return HEADER.pack(CODECS.index(codec), _DTYPES.index(dtype), VERSION, extra, numel, nbytes)
+
+
+def write_header(out: NDArray[np.uint8], codec: str, dtype: str, extra: int, numel: int) -> None:
+    """Fill the first 24 bytes of a message whose body is the rest of `out`."""
+    out[: HEADER.size] = np.frombuffer(pack_header(codec, dtype, extra, numel, len(out) - HEADER.size), np.uint8)
+
+
+def read_header(message: memoryview) -> Header:
+    """The header, if the message is as long as it says."""
+    if len(message) < HEADER.size:
+        raise damaged(f"{len(message)} bytes are shorter than a header")
+    codec, dtype, version, extra, numel, nbytes = HEADER.unpack_from(message)
+    if version != VERSION:
+        raise damaged(f"it has format version {version}, this program reads {VERSION}")
+    if codec >= len(CODECS) or dtype >= len(_DTYPES):
+        raise damaged(f"it names codec {codec} and dtype {dtype}, which do not exist")
+    if nbytes != len(message) - HEADER.size:
+        raise damaged(f"its header promises {nbytes} bytes, {len(message) - HEADER.size} follow")
+    return Header(CODECS[codec], _DTYPES[dtype], extra, numel, nbytes)
+
+
+def damaged(why: str) -> StoreError:
+    return StoreError(f"this is no encoded page: {why}", "it was damaged on its way, or the peer runs another program")

@@ -149,17 +149,17 @@ class ClockShard(Shard):
         worker = message.worker
         if message.term != self.open_term or self._sessions[worker] != message.session:
             return
-        if message.seq < self.clock[worker]:
-            return  # late: the session has pushed since, so it has had its answer
-        if worker not in self._live:
-            self._count(worker, False)
+        if worker not in self._live and message.seq >= self.clock[worker]:
+            self._count(worker, False)  # back from rest; a late pull of before is not
         if not self._serve(message):
             self._pending[worker] = message
 
     def _serve(self, message: Pull) -> bool:
-        """Answer if the reader's own pushes are in and it is not too far ahead."""
+        """Answer if the reader's own pushes are in and it is not too far ahead. (The push that follows this read may be in
+        as well: the session lost its term while some shards had it, and makes it again.)
+        """
         worker = message.worker
-        if message.seq != self.clock[worker] or message.seq - self._lowest > self._bound:
+        if message.seq > self.clock[worker] or message.seq - self._lowest > self._bound:
             return False
         value = self.pages.read(message.selection)
         clock = tuple(self.clock)
@@ -182,7 +182,7 @@ class ClockShard(Shard):
 
     def _serve_pending(self) -> None:
         for worker, message in list(self._pending.items()):
-            if message.seq < self.clock[worker] or self._serve(message):
+            if self._serve(message):
                 del self._pending[worker]
 
     def _durable_of(self, worker: int) -> int:

@@ -169,9 +169,10 @@ class Session(ABC):
             self._out.append(Stop("finished"))
 
     def _beat(self) -> None:
+        """Until the term is open here, leases and versions are those of the term before: they are not told."""
         if self.session:
-            beat = Beat(self.term, self.worker, self.session, self._progress(), self._lease_done())
-            self._out.append(Send(COORDINATOR, beat))
+            progress, done = (self._progress(), self._lease_done()) if self._open else (0, -1)
+            self._out.append(Send(COORDINATOR, Beat(self.term, self.worker, self.session, progress, done)))
 
     def _stop(self) -> None:
         self._reading.clear()

@@ -248,11 +248,12 @@ class _Judge:
 
     def _served_clock(self, note: notes.Served) -> None:
         replica = self._replica(note.shard, note.incarnation)
-        replica.live.add(note.worker)
         clock = replica.clock
+        if note.seq >= clock[note.worker]:
+            replica.live.add(note.worker)
         if note.clock != tuple(clock):
             self._broken("I4 exact value", f"{note} at clock {clock}")
-        lowest = min(clock[worker] for worker in replica.live)
+        lowest = min((clock[worker] for worker in replica.live), default=note.seq)
         if note.seq - lowest > self._bound:
             self._broken("I1 bound", f"{note} while the slowest is at {lowest}")
         self._check_value(note, 0, replica.count)

@@ -7,6 +7,8 @@
     next_labels(result, 100)                      # the labels most worth buying
 """
 
+from gradbase.tables.crowd._infer import infer
+from gradbase.tables.crowd._state import State
 from gradbase.tables.crowd._types import (
     NONE,
     Claims,
@@ -19,4 +21,16 @@ from gradbase.tables.crowd._types import (
     Workers,
 )
 
-__all__ = ["NONE", "Claims", "Config", "Features", "Kind", "Purchases", "Result", "Why", "Workers"]
+__all__ = [
+    "NONE",
+    "Claims",
+    "Config",
+    "Features",
+    "Kind",
+    "Purchases",
+    "Result",
+    "State",
+    "Why",
+    "Workers",
+    "infer",
+]

@@ -1,0 +1,78 @@
+"""`infer`: from claims to truths, whatever their kind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradbase.common.errors import UsageError
+from gradbase.tables.crowd._ensemble import judge
+from gradbase.tables.crowd._state import State, joined
+from gradbase.tables.crowd._table import Table, table_of
+from gradbase.tables.crowd._types import NONE, Claims, Config, Features, Ints, Result
+from gradbase.tables.crowd._why import why_of
+from gradbase.tables.crowd._workers import workers_of
+
+TIE = 1e-7  # probabilities closer than this are tied: the class that is claimed more often wins
+
+
+def infer(
+    claims: Claims, features: Features | None = None, config: Config | None = None, state: State | None = None
+) -> Result:
+    """What is true of each item, how good each worker is, and why.
+
+    `features` (rows in the order of `claims.items`) train a classifier whose word is each item's prior. `state` is the
+    `Result.state` of earlier claims: inference goes on from its statistics with all claims together, names united; a
+    class that is new starts the statistics over. Raises UsageError for no claims, features of another length, a state
+    of another kind.
+    """
+    config = config or Config()
+    start = {}
+    if state is not None:
+        claims, start = joined(state, claims)
+    if len(claims) == 0:
+        raise UsageError("there are no claims", "expected at least one row that says what somebody thinks of an item")
+    return _classes(claims, features, config, start)
+
+
+def _classes(claims: Claims, features: Features | None, config: Config, start: dict) -> Result:
+    table = table_of(claims)
+    opinion = judge(table, None, config.seed, start, config.on_progress)
+    posterior = opinion.posterior
+    value, runner_up = _best_two(table, posterior)
+    rows = np.arange(table.n_items)
+    dense = posterior.double().numpy()
+    second = np.where(runner_up == NONE, 0.0, dense[rows, np.maximum(runner_up, 0)])
+    distinct = _distinct(claims, table)
+    return Result(
+        claims=distinct,
+        value=value,
+        probability=dense[rows, value],
+        runner_up=runner_up,
+        runner_up_probability=second,
+        claim_count=np.diff(table.item_starts.numpy()).astype(np.int64),
+        posterior=dense,
+        workers=workers_of(table, posterior),
+        explain=lambda: why_of(table, posterior, value, runner_up, None),
+        state=State(distinct, opinion.fits),
+    )
+
+
+def _best_two(table: Table, posterior: Tensor) -> tuple[Ints, Ints]:
+    """int64[n_items] each: the two likeliest classes. Ties go to the class claimed more often, then by name."""
+    claimed = torch.bincount(table.label, minlength=table.n_classes).double()
+    ranked = posterior.double() + TIE * claimed / claimed.sum()
+    value = ranked.argmax(1)
+    if table.n_classes == 1:
+        return value.numpy(), np.full(table.n_items, NONE)
+    ranked[torch.arange(table.n_items), value] = -1.0
+    return value.numpy(), ranked.argmax(1).numpy()
+
+
+def _distinct(claims: Claims, table: Table) -> Claims:
+    codes = (table.item, table.worker, table.label)
+    item, worker, label = (code.numpy().astype(np.int64) for code in codes)
+    return replace(claims, item=item, worker=worker, label=label)

@@ -1,5 +1,7 @@
 """Knowledge fusion: what is true when sources disagree, who is how reliable, who copies whom, and why."""
 
+from gradbase.tables.fuse._infer import infer
+from gradbase.tables.fuse._kinds import kinds, normalise, register_kind
 from gradbase.tables.fuse._types import (
     AttributeOptions,
     Claims,
@@ -18,4 +20,8 @@ __all__ = [
     "Result",
     "Statistics",
     "Table",
+    "infer",
+    "kinds",
+    "normalise",
+    "register_kind",
 ]

@@ -56,7 +56,7 @@ class Claims:
         for name in ("object", "attribute", "source", "value", "time", "confidence"):
             column = getattr(self, name)
             if column is not None and np.shape(column) != (len(self),):
-                raise UsageError(f"claims.{name} has shape {np.shape(column)}", f"expected ({len(self)},), one per claim")
+                raise UsageError(f"claims.{name} has shape {np.shape(column)}", f"expected ({len(self)},)")
         for name in ("object", "attribute", "source"):
             _check_codes(name, getattr(self, name), len(getattr(self, f"{name}_names")))
         if self.confidence is not None and ((self.confidence < 0) | (self.confidence > 1)).any():
@@ -222,7 +222,7 @@ class Result:
     history: Table
     gates: Table
     kinds: Mapping[str, str]
-    statistics: Statistics = field(repr=False)
+    statistics: Statistics | None = field(default=None, repr=False)
 
     def next(self, count: int) -> Table:
         """The claims most worth buying, best first: object, attribute, source, gain (nats, expected)."""

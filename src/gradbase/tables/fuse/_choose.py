@@ -1,0 +1,131 @@
+"""Which parts of the discrete model are kept, and the fit with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gradbase.tables.fuse._copying import Copying, detect, nothing_copied
+from gradbase.tables.fuse._discrete import Fit, Model, fit, link, predict, without_similarity
+from gradbase.tables.fuse._gates import Folds, Gate, best_sharpness, judge
+from gradbase.tables.fuse._problem import Problem
+from gradbase.tables.fuse._relations import EXACT, relate_candidates
+from gradbase.tables.fuse._types import AttributeOptions, Config, Floats
+
+GATED_CLAIMS_MAX = 120_000  # of larger problems a part decides what is kept
+_COPY_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Known:
+    """From earlier claims: counts (sources, RELATIONS), evidence (candidates,); from features: prior, the same."""
+
+    counts: Floats | None = None
+    evidence: Floats | None = None
+    prior: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """weight: (claims,) that the fit gave each. sharpness: by which log-odds are multiplied to be calibrated."""
+
+    model: Model
+    fit: Fit
+    weight: Floats
+    sharpness: float
+    copying: Copying
+    gates: tuple[Gate, ...]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    similar: bool
+    lifted: bool
+    copied: bool
+    sharpness: float
+    gates: tuple[Gate, ...]
+
+
+def solve(problem: Problem, options: Mapping[int, AttributeOptions], config: Config, known: Known) -> Solution:
+    """Choose on held-out claims, then fit all of them."""
+    choice = _choose(_sample(problem), options, config, known.prior)
+    model = _model(problem, options, config.similarity and choice.similar)
+    model = replace(model, lifted=choice.lifted, known=known.counts, evidence=known.evidence, prior=known.prior)
+    weight, copying = problem.weight, nothing_copied()
+    fitted = fit(model, weight, config.iterations_max)
+    if choice.copied:
+        fitted, weight, copying = _discounted(model, fitted, problem.weight, config)
+    return Solution(model, fitted, weight, choice.sharpness, copying, choice.gates)
+
+
+def _model(problem: Problem, options: Mapping[int, AttributeOptions], similar: bool) -> Model:
+    pairs = relate_candidates(problem, options)
+    return Model(problem, link(problem, pairs if similar else pairs.exact_only()))
+
+
+def _sample(problem: Problem) -> Problem:
+    """A part of the items with at most GATED_CLAIMS_MAX claims, chosen by content."""
+    if problem.claims <= GATED_CLAIMS_MAX:
+        return problem
+    draw = np.full(problem.items, 2.0)
+    np.minimum.at(draw, problem.item, problem.draw)
+    order = np.lexsort((np.arange(problem.items), draw))
+    kept = np.zeros(problem.items, dtype=np.bool_)
+    kept[order[np.cumsum(problem.per_item()[order]) <= GATED_CLAIMS_MAX]] = True
+    return problem.subset(kept)
+
+
+def _choose(
+    problem: Problem, options: Mapping[int, AttributeOptions], config: Config, prior: Floats | None
+) -> _Choice:
+    model = replace(_model(problem, options, config.similarity), prior=prior)
+    folds = Folds.of(model, problem.weight, config.seed)
+    fits = folds.fits(model, config.iterations_max)
+    best, gates = folds.likelihood(model, fits), []
+    similar = bool((model.links.relation != EXACT).any())
+    if similar:
+        plain = without_similarity(model)
+        plain_fits = folds.fits(plain, config.iterations_max)
+        gates.append(judge("similarity", folds.likelihood(plain, plain_fits), best))
+        similar = gates[-1].kept
+        if not similar:
+            model, fits, best = plain, plain_fits, folds.likelihood(plain, plain_fits)
+    flat = replace(model, lifted=False)
+    flat_fits = folds.fits(flat, config.iterations_max)
+    gates.append(judge("lift", folds.likelihood(flat, flat_fits), best))
+    if not gates[-1].kept:
+        model, fits = flat, flat_fits
+    copied, fits = _judge_copies(model, folds, fits, config, gates)
+    sharpness, gate = best_sharpness(folds, model, fits)
+    return _Choice(similar, model.lifted, copied, sharpness, (*gates, gate))
+
+
+def _judge_copies(
+    model: Model, folds: Folds, fits: list[Fit], config: Config, gates: list[Gate]
+) -> tuple[bool, list[Fit]]:
+    """Copies are discounted when that predicts the sources better that copy from nobody: what a copier says next is
+    no measure, for it is foretold by its original whether or not the original is right."""
+    if config.copies == "off":
+        return False, fits
+    discounted, without, having = [], [], []
+    for fitted, held in zip(fits, folds.held, strict=True):
+        other, _, copying = _discounted(model, fitted, folds.weight * ~held, config)
+        discounted.append(other)
+        independent = ~np.isin(model.problem.source[held], copying.copier)
+        without.append(predict(model, fitted, held)[independent])
+        having.append(predict(model, other, held)[independent])
+    gate = judge("copies", np.concatenate(without), np.concatenate(having))
+    copied = gate.kept or config.copies == "ungated"
+    gates.append(replace(gate, kept=copied))
+    return copied, discounted if copied else fits
+
+
+def _discounted(model: Model, fitted: Fit, weight: Floats, config: Config) -> tuple[Fit, Floats, Copying]:
+    """Find copies and fit again without them, twice: better truths show copies better."""
+    for _ in range(_COPY_ROUNDS):
+        copying = detect(model, fitted, weight)
+        own = weight * copying.independence(model.problem.claims)
+        fitted = fit(model, own, config.iterations_max)
+    return fitted, own, copying

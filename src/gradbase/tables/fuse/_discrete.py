@@ -1,0 +1,218 @@
+"""One truth among open values: sources as multinomials over relations, values lifted by who claims them where.
+
+Of item i with the truth t, source s claims c with probability profile[s, r] / choices, where r is the relation of c
+to t (`_relations`): the truth itself, a vaguer or finer form, something near it, or any other of an open domain of
+values. Profiles have a Dirichlet prior whose mean is learned (empirical Bayes); the hierarchical part follows TDH
+(Jung, Kim, Shim, "Crowdsourced truth discovery in the presence of hierarchies", ICDE 2019), the open domain of false
+values ACCU (Dong, Berti-Equille, Srivastava, VLDB 2009). Nobody may have claimed the truth: the unclaimed rest of the
+domain is a candidate too, so a lone claim is as probable as its source is right.
+
+What a source says of one value may be better or worse than what it says in general (a parser that takes first names
+for towns). Every (source, value) therefore has a *lift*: its odds to be right over those its source gives it, from all
+its other claims of that value, shrunk towards none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gradbase.tables.fuse._problem import Problem
+from gradbase.tables.fuse._relations import EXACT, OTHER, RELATIONS, Pairs
+from gradbase.tables.fuse._types import Bools, Floats, Ints
+
+DOMAIN = 100.0  # false values an item has beside the claimed ones, as in ACCU
+UNCLAIMED = 10.0  # values that nobody claimed and that may be true
+STRENGTH = 4.0  # claims that a profile's prior is worth
+LIFT_STRENGTH = 2.0  # claims that "no lift" is worth
+BASE = np.array([0.60, 0.15, 0.05, 0.05, 0.15])  # the first guess at the mean profile
+_PROFILE_MIN = 1e-4
+_TOLERANCE = 1e-4  # of probabilities, between rounds
+
+
+@dataclass(frozen=True)
+class Links:
+    """Every claim with every candidate it is related to. (links,) each; `choices` (links,): the log of 1 / how many
+    candidates of the item stand in this relation to this truth."""
+
+    claim: Ints
+    true: Ints
+    relation: Ints
+    choices: Floats
+
+
+def link(problem: Problem, pairs: Pairs) -> Links:
+    """Expand pairs of candidates to claims; linear in the claims of related candidates."""
+    by_candidate = np.argsort(problem.candidate, kind="stable")
+    counts = np.bincount(problem.candidate, minlength=problem.candidates)
+    starts = np.cumsum(counts) - counts
+    repeats = counts[pairs.claimed]
+    pair = np.repeat(np.arange(len(pairs.claimed)), repeats)
+    within = np.arange(len(pair)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    group = pairs.true * RELATIONS + pairs.relation
+    alike = np.bincount(group, minlength=problem.candidates * RELATIONS)[group]
+    return Links(
+        claim=by_candidate[starts[pairs.claimed[pair]] + within],
+        true=pairs.true[pair],
+        relation=pairs.relation[pair],
+        choices=-np.log(alike[pair]),
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a fit is of. `known` (sources, RELATIONS): counts from earlier claims; `evidence` (candidates,): log-odds
+    from earlier claims; `prior` (sources, RELATIONS): the mean profile of each source, where something is known of it.
+    """
+
+    problem: Problem
+    links: Links
+    lifted: bool = True
+    known: Floats | None = None
+    evidence: Floats | None = None
+    prior: Floats | None = None
+
+    @property
+    def log_domain(self) -> Floats:
+        """(items,)"""
+        return np.log(DOMAIN + np.bincount(self.problem.candidate_item, minlength=self.problem.items))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """profile (sources, RELATIONS); lift (claims,); score (candidates,) log-odds against an unclaimed value;
+    probability (candidates,); unclaimed (items,); counts (sources, RELATIONS) expected; mean (RELATIONS,)."""
+
+    profile: Floats
+    lift: Floats
+    score: Floats
+    probability: Floats
+    unclaimed: Floats
+    counts: Floats
+    mean: Floats
+
+
+def fit(model: Model, weight: Floats, iterations_max: int, start: Fit | None = None) -> Fit:
+    """Expectation maximisation. `weight` (claims,): 0 for claims to be left out, less than 1 for copies."""
+    problem = model.problem
+    shared = _shared(problem, weight)
+    mean = BASE if start is None else start.mean
+    prior = np.tile(mean, (problem.sources, 1)) if model.prior is None else model.prior
+    profile, lift = (prior, np.zeros(problem.claims)) if start is None else (start.profile, start.lift)
+    before = np.zeros(problem.candidates)
+    counts = np.zeros_like(prior)
+    for _ in range(iterations_max):
+        score = scores(model, profile, lift, weight)
+        probability, unclaimed = posterior(model, score)
+        counts = _counts(model, probability, weight * shared)
+        profile, mean = _profiles(model, counts, mean)
+        if model.lifted:
+            lift = _lifts(problem, profile, probability, weight * shared)
+        if np.abs(probability - before).max(initial=0.0) < _TOLERANCE:
+            break
+        before = probability
+    score = scores(model, profile, lift, weight)  # of the last profiles, so that contributions add up to it
+    probability, unclaimed = posterior(model, score)
+    return Fit(profile, lift, score, probability, unclaimed, counts, mean)
+
+
+def _shared(problem: Problem, weight: Floats) -> Bools:
+    """(claims,) of items that two sources speak of: a lone claim agrees with itself, which tells nothing."""
+    spoken = problem.item[weight > 0] * problem.sources + problem.source[weight > 0]
+    sources = np.bincount(np.unique(spoken) // problem.sources, minlength=problem.items)
+    return (sources > 1)[problem.item]
+
+
+def contributions(model: Model, profile: Floats, lift: Floats, weight: Floats) -> Floats:
+    """(links,) log-odds that a claim gives a candidate, against an unclaimed value."""
+    links, problem = model.links, model.problem
+    logs = np.log(profile)
+    source = problem.source[links.claim]
+    gained = logs[source, links.relation] - logs[source, OTHER] + links.choices
+    gained += model.log_domain[problem.item[links.claim]]
+    gained += np.where(links.relation == EXACT, lift[links.claim], 0.0)
+    return weight[links.claim] * gained
+
+
+def scores(model: Model, profile: Floats, lift: Floats, weight: Floats) -> Floats:
+    """(candidates,) the sum of contributions, and of what was known before."""
+    gained = contributions(model, profile, lift, weight)
+    total = np.bincount(model.links.true, gained, model.problem.candidates)
+    return total if model.evidence is None else total + model.evidence
+
+
+def posterior(model: Model, score: Floats, sharpness: float = 1.0) -> tuple[Floats, Floats]:
+    """Probabilities of the candidates and, per item, of a value that nobody claimed."""
+    problem = model.problem
+    unclaimed = np.full(problem.items, np.log(UNCLAIMED))
+    top = unclaimed.copy()
+    np.maximum.at(top, problem.candidate_item, score)
+    raised = np.exp(sharpness * (score - top[problem.candidate_item]))
+    rest = np.exp(sharpness * (unclaimed - top))
+    total = np.bincount(problem.candidate_item, raised, problem.items) + rest
+    return raised / total[problem.candidate_item], rest / total
+
+
+def _counts(model: Model, probability: Floats, weight: Floats) -> Floats:
+    """(sources, RELATIONS) how often each source's claims stand in each relation to the truth, in expectation."""
+    links, problem = model.links, model.problem
+    cell = problem.source[links.claim] * RELATIONS + links.relation
+    held = weight[links.claim] * probability[links.true]
+    counts = np.bincount(cell, held, problem.sources * RELATIONS).reshape(-1, RELATIONS)
+    counts[:, OTHER] = np.maximum(problem.per_source(weight) - counts[:, :OTHER].sum(axis=1), 0.0)
+    return counts if model.known is None else counts + model.known
+
+
+def _profiles(model: Model, counts: Floats, mean: Floats) -> tuple[Floats, Floats]:
+    """Posterior mean profiles, and the mean over sources, each with the weight that its claims give it."""
+    total = counts.sum(axis=1)
+    trust = total / (total + STRENGTH)
+    raw = (counts + STRENGTH * mean) / (total + STRENGTH)[:, None]
+    mean = (trust @ raw + BASE) / (trust.sum() + 1)
+    mean = np.maximum(mean, _PROFILE_MIN) / np.maximum(mean, _PROFILE_MIN).sum()
+    prior = mean if model.prior is None else model.prior
+    profile = (counts + STRENGTH * prior) / (total + STRENGTH)[:, None]
+    return np.maximum(profile, _PROFILE_MIN), mean
+
+
+def _lifts(problem: Problem, profile: Floats, probability: Floats, weight: Floats) -> Floats:
+    """(claims,) log-odds of the claim's (source, value) over its source's, from the other items' claims of it."""
+    expected = profile[problem.source, EXACT]
+    cells = int(problem.cell.max(initial=-1)) + 1
+
+    def others(amount: Floats) -> Floats:
+        mine = weight * amount
+        return np.maximum(np.bincount(problem.cell, mine, cells)[problem.cell] - mine, 0.0)
+
+    count, right, hoped = others(np.ones(problem.claims)), others(probability[problem.candidate]), others(expected)
+    for_right = (right + LIFT_STRENGTH * expected) / (hoped + LIFT_STRENGTH * expected)
+    doubt = LIFT_STRENGTH * (1 - expected) + _PROFILE_MIN
+    for_wrong = (np.maximum(count - right, 0) + doubt) / (np.maximum(count - hoped, 0) + doubt)
+    return np.log(for_right / for_wrong)
+
+
+def predict(model: Model, fitted: Fit, held: Bools, sharpness: float = 1.0) -> Floats:
+    """(held claims,) log probability of claims, from the truths that the others gave.
+
+    A value that only held claims have is no candidate: it is one of the domain that nobody claimed.
+    """
+    problem, links = model.problem, model.links
+    alive = np.bincount(problem.candidate[~held], minlength=problem.candidates) > 0
+    probability, unclaimed = posterior(model, np.where(alive, fitted.score, -np.inf), sharpness)
+    log_domain, item = model.log_domain, problem.item
+    exact, other = fitted.profile[problem.source, EXACT], fitted.profile[problem.source, OTHER]
+    other = other * np.exp(-log_domain[item])
+    used = held[links.claim]
+    claim, true = links.claim[used], links.true[used]
+    related = fitted.profile[problem.source[claim], links.relation[used]] * np.exp(links.choices[used])
+    extra = np.bincount(claim, probability[true] * (related - other[claim]), problem.claims)
+    novel = ~alive[problem.candidate] * unclaimed[item] * exact * np.exp(-log_domain[item])
+    return np.log(np.maximum(other + extra + novel, 1e-12))[held]
+
+
+def without_similarity(model: Model) -> Model:
+    """The same model with nothing related but the same."""
+    kept, links = model.links.relation == EXACT, model.links
+    exact = Links(links.claim[kept], links.true[kept], links.relation[kept], links.choices[kept])
+    return replace(model, links=exact)

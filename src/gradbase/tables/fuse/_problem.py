@@ -1,0 +1,267 @@
+"""Claims as the models see them: duplicates gone, values as candidates of items, in an order that names cannot change.
+
+An *item* is an object with an attribute, a *candidate* one of the values claimed of it. Claims are sorted by
+signatures made of what is said, never of what things are called, so that sums run in one order however rows and
+names are permuted: the same answers, to the last bit.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradbase.tables.fuse._kinds import Kind
+from gradbase.tables.fuse._types import Claims, Floats, Ints, Objects
+
+Hashes = npt.NDArray[np.uint64]
+
+_UNDATED = -np.inf  # sorts before every time, and equals itself
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The claims of some attributes. Claims: (claims,), candidates: (candidates,), items: (items,).
+
+    row: the claim's row in the input, of several that say the same the most confident. weight: its confidence, 1 where
+    unknown, shared among the times at which its source repeats it. draw: (claims,) in [0, 1), a fixed random number that depends on content only.
+    cell: one number per (source, attribute, key).
+    """
+
+    row: Ints
+    item: Ints
+    candidate: Ints
+    source: Ints
+    weight: Floats
+    time: Floats
+    draw: Floats
+    cell: Ints
+    candidate_item: Ints
+    key: Objects
+    value: Objects
+    object: Ints  # (items,)
+    attribute: Ints  # (items,)
+    sources: int
+    kinds: Mapping[int, Kind] = field(repr=False)
+
+    @property
+    def claims(self) -> int:
+        return len(self.row)
+
+    @property
+    def candidates(self) -> int:
+        return len(self.candidate_item)
+
+    @property
+    def items(self) -> int:
+        return len(self.object)
+
+    def subset(self, kept: npt.NDArray[np.bool_]) -> Problem:
+        """The same problem with the kept items (items,) only."""
+        claims, candidates = kept[self.item], kept[self.candidate_item]
+        item, candidate = np.cumsum(kept) - 1, np.cumsum(candidates) - 1
+        return replace(
+            self,
+            row=self.row[claims],
+            item=item[self.item[claims]],
+            candidate=candidate[self.candidate[claims]],
+            source=self.source[claims],
+            weight=self.weight[claims],
+            time=self.time[claims],
+            draw=self.draw[claims],
+            cell=self.cell[claims],
+            candidate_item=item[self.candidate_item[candidates]],
+            key=self.key[candidates],
+            value=self.value[candidates],
+            object=self.object[kept],
+            attribute=self.attribute[kept],
+        )
+
+    def per_candidate(self, amounts: Floats | None = None) -> Floats:
+        """Sums over claims by candidate; counts without amounts."""
+        return np.bincount(self.candidate, amounts, self.candidates)
+
+    def per_item(self, amounts: Floats | None = None) -> Floats:
+        return np.bincount(self.item, amounts, self.items)
+
+    def per_source(self, amounts: Floats | None = None) -> Floats:
+        return np.bincount(self.source, amounts, self.sources)
+
+    def sources_of_items(self) -> Ints:
+        """(items,) how many different sources claim something of the item."""
+        pairs = np.unique(self.item * self.sources + self.source)
+        return np.bincount(pairs // self.sources, minlength=self.items)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Every claim's key as a code within its attribute; -1 where it has no value."""
+
+    code: Ints  # (claims,), over all attributes together
+    key: Objects  # (codes,)
+    value: Objects  # (codes,) the raw form claimed most often
+
+
+def read_keys(claims: Claims, kinds: Mapping[int, Kind]) -> Keys:
+    """Normalise every distinct value of every attribute once."""
+    codes = np.full(len(claims), -1, dtype=np.int64)
+    keys: list[Any] = []
+    values: list[Any] = []
+    for attribute, kind in kinds.items():
+        rows = np.flatnonzero(claims.attribute == attribute)
+        raw_codes, raws = factorize(claims.value[rows])
+        local, distinct = factorize(kind.keys(raws))
+        own = np.where(local >= 0, local + len(keys), -1)[raw_codes] if len(raws) else raw_codes
+        codes[rows] = np.where(raw_codes >= 0, own, -1)
+        values.extend(_commonest(local, raws, np.bincount(raw_codes[raw_codes >= 0], minlength=len(raws)), len(distinct)))
+        keys.extend(distinct)
+    return Keys(codes, _objects(keys), _objects(values))
+
+
+def factorize(values: Sequence[Any]) -> tuple[Ints, list[Any]]:
+    """Codes (n,) and the distinct values in order of first appearance; None and NaN get -1."""
+    seen: dict[Any, int] = {}
+    codes = np.empty(len(values), dtype=np.int64)
+    for i, value in enumerate(values):
+        codes[i] = -1 if value is None or value != value else seen.setdefault(value, len(seen))
+    return codes, list(seen)
+
+
+def _commonest(code: Ints, raws: Sequence[Any], counts: Ints, size: int) -> list[Any]:
+    """For every key the raw value claimed most often; among equals the first in the order of their text."""
+    best: list[tuple[int, str, Any] | None] = [None] * size
+    for i, raw in enumerate(raws):
+        rank = (-int(counts[i]), str(raw), raw)
+        held = best[code[i]] if code[i] >= 0 else rank
+        if held is None or rank[:2] < held[:2]:
+            best[code[i]] = rank
+    return [held[2] for held in best if held is not None]
+
+
+def _objects(values: Sequence[Any]) -> Objects:
+    array = np.empty(len(values), dtype=np.object_)
+    array[:] = values
+    return array
+
+
+def build(claims: Claims, kinds: Mapping[int, Kind], keys: Keys, rows: Ints) -> Problem:
+    """The problem of the given rows (of attributes that share a model), without claims that say nothing new."""
+    rows = rows[keys.code[rows] >= 0]
+    rows = rows[_first_of_each(_columns(claims, keys, rows), _confidence(claims, rows))]
+    item, source, code, time = _columns(claims, keys, rows)
+    item_mark, source_mark, value_mark = _marks(item, source, code, time, keys.key)
+    order = np.lexsort((time, source_mark, value_mark, item_mark))
+    draw = _uniform(_mix(item_mark, source_mark, value_mark))
+    weight = _confidence(claims, rows) / _repeats((item, source, code))
+    rows, item, source, code = rows[order], item[order], source[order], code[order]
+    items, item_names = _in_order(item)
+    candidate, candidates = _in_order(items * len(keys.key) + code)
+    return Problem(
+        row=rows,
+        item=items,
+        candidate=candidate,
+        source=source,
+        weight=weight[order],
+        time=np.where(time[order] == _UNDATED, np.nan, time[order]),
+        draw=draw[order],
+        cell=_in_order(source * len(keys.key) + code)[0],
+        candidate_item=candidates // max(1, len(keys.key)),
+        key=keys.key[candidates % max(1, len(keys.key))],
+        value=keys.value[candidates % max(1, len(keys.key))],
+        object=item_names // len(claims.attribute_names),
+        attribute=item_names % len(claims.attribute_names),
+        sources=len(claims.source_names),
+        kinds=kinds,
+    )
+
+
+def _columns(claims: Claims, keys: Keys, rows: Ints) -> tuple[Ints, Ints, Ints, Floats]:
+    """item, source, value and time of rows; two claims that agree in all four are one."""
+    item = claims.object[rows] * len(claims.attribute_names) + claims.attribute[rows]
+    time = np.full(len(rows), _UNDATED) if claims.time is None else np.nan_to_num(claims.time[rows], nan=_UNDATED)
+    return item, claims.source[rows], keys.code[rows], time
+
+
+def _confidence(claims: Claims, rows: Ints) -> Floats:
+    if claims.confidence is None:
+        return np.ones(len(rows))
+    return np.nan_to_num(claims.confidence[rows], nan=1.0)
+
+
+def _starts(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+    """(rows,) where a row of sorted columns differs from the one before it."""
+    fresh = np.zeros(len(columns[0]), dtype=np.bool_)
+    fresh[:1] = True
+    for column in columns:
+        fresh[1:] |= column[1:] != column[:-1]
+    return fresh
+
+
+def _first_of_each(columns: Sequence[npt.NDArray[Any]], confidence: Floats) -> Ints:
+    """One position for every different row of the columns: the most confident, then the first."""
+    order = np.lexsort((-confidence, *columns))  # stable
+    return np.sort(order[_starts([column[order] for column in columns])])
+
+
+def _repeats(columns: Sequence[npt.NDArray[Any]]) -> Floats:
+    """(rows,) how many rows say the same at different times."""
+    order = np.lexsort(tuple(columns))
+    group = np.cumsum(_starts([column[order] for column in columns])) - 1
+    repeats = np.empty(len(order))
+    repeats[order] = np.bincount(group)[group] if len(order) else 0.0
+    return repeats
+
+
+def _in_order(values: Ints) -> tuple[Ints, Ints]:
+    """Codes in order of first appearance, and the distinct values in that order."""
+    distinct, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    return position[inverse], distinct[order]
+
+
+# -- signatures: what an item and a source are, by what is said of and by them
+
+
+def _marks(item: Ints, source: Ints, code: Ints, time: Floats, keys: Objects) -> tuple[Hashes, Hashes, Hashes]:
+    """(claims,) marks of item, source and value. Two rounds: what is said, then also of which items, by whom."""
+    text = np.array([_hash_text(repr(key)) for key in keys], dtype=np.uint64)
+    value = _mix(text[code], time.view(np.uint64))
+    item_mark, source_mark = np.zeros(len(item), np.uint64), np.zeros(len(item), np.uint64)
+    for _ in range(2):
+        said = _mix(value, item_mark, source_mark)
+        item_mark, source_mark = _sum_by(item, said), _sum_by(source, said)
+    return item_mark, source_mark, _mix(text[code])
+
+
+def _hash_text(text: str) -> int:
+    data = text.encode("utf-8", "surrogatepass")
+    return zlib.crc32(data) << 32 | zlib.crc32(data, 0x9E3779B9)
+
+
+def _mix(*parts: Hashes) -> Hashes:
+    """One hash of several, by the finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
+    state = np.zeros_like(parts[0])
+    for part in parts:
+        state = (state ^ part) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def _sum_by(group: Ints, hashes: Hashes) -> Hashes:
+    """Every claim's sum (mod 2**64) over its group."""
+    _, inverse = np.unique(group, return_inverse=True)
+    total = np.zeros(int(inverse.max(initial=-1)) + 1, dtype=np.uint64)
+    np.add.at(total, inverse, hashes)
+    return total[inverse]
+
+
+def _uniform(hashes: Hashes) -> Floats:
+    return (hashes >> np.uint64(11)).astype(np.float64) / float(1 << 53)

@@ -1,0 +1,240 @@
+"""From fits to the tables of a `Result`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from gradbase.tables.fuse._choose import Solution
+from gradbase.tables.fuse._discrete import STRENGTH, UNCLAIMED, contributions, posterior
+from gradbase.tables.fuse._gates import Gate
+from gradbase.tables.fuse._measured import Estimate, Measurements, interval_factor, quality
+from gradbase.tables.fuse._problem import Problem
+from gradbase.tables.fuse._relations import EXACT
+from gradbase.tables.fuse._types import Floats, Ints, Objects, Table
+
+TRUTHS = ("object", "attribute", "value", "probability", "runner_up", "runner_up_probability", "claims", "low", "high")
+SOURCES = ("source", "attribute", "quality", "low", "high", "claims", "bias", "scale")
+COPIES = ("copier", "original", "probability", "evidence", "shared", "same")
+WHY = ("claim", "object", "attribute", "source", "value", "member", "log_odds")
+HISTORY = ("object", "attribute", "value", "since", "until", "probability")
+GATES = ("name", "kept", "gain")
+
+_TYPES: dict[str, npt.DTypeLike] = {
+    **dict.fromkeys(("object", "attribute", "claims", "source", "copier", "original", "claim"), np.int64),
+    **dict.fromkeys(("shared", "same"), np.int64),
+    **dict.fromkeys(("value", "runner_up", "member", "name"), np.object_),
+    "kept": np.bool_,
+}
+
+
+def stack(names: Sequence[str], parts: Sequence[Table]) -> Table:
+    """One table of several, with these columns and the types that they have everywhere."""
+    types = {name: _TYPES.get(name, np.float64) for name in names}
+    return {
+        name: np.concatenate([np.empty(0, types[name]), *(part[name].astype(types[name]) for part in parts)])
+        for name in names
+    }
+
+
+# -- discrete truths
+
+
+def winners(problem: Problem, score: Floats) -> tuple[Ints, Ints]:
+    """(items,) the best and the second best candidate of each, -1 where there is none.
+
+    Equal scores (to nine digits) go to the value with more claims, then to the first in the order of its text.
+    """
+    if not problem.candidates:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    text = np.array([repr(key) for key in problem.key], dtype=np.str_)
+    order = np.lexsort((text, -problem.per_candidate(), -np.round(score, 9), problem.candidate_item))
+    item = problem.candidate_item[order]
+    starts = np.searchsorted(item, np.arange(problem.items))
+    sizes = np.bincount(item, minlength=problem.items)
+    second = np.where(sizes > 1, order[np.minimum(starts + 1, len(order) - 1)], -1)
+    return order[starts], second
+
+
+def discrete_truths(solution: Solution) -> Table:
+    problem = solution.model.problem
+    probability, unclaimed = posterior(solution.model, solution.fit.score, solution.sharpness)
+    best, second = winners(problem, solution.fit.score)
+    missing = np.full(problem.items, np.nan)
+    return {
+        "object": problem.object,
+        "attribute": problem.attribute,
+        "value": problem.value[best],
+        "probability": probability[best],
+        "runner_up": _values_or_none(problem.value, second),
+        "runner_up_probability": np.where(second >= 0, probability[second], unclaimed),
+        "claims": problem.per_item(),
+        "low": missing,
+        "high": missing,
+    }
+
+
+def _values_or_none(values: Objects, position: Ints) -> Objects:
+    chosen: Objects = np.where(position >= 0, values[position], None)
+    return chosen
+
+
+def discrete_why(solution: Solution) -> Table:
+    """Each claim's log-odds for the winner over the runner-up (over any unclaimed value where there is none)."""
+    model, links = solution.model, solution.model.links
+    problem, fitted, sharpness = model.problem, solution.fit, solution.sharpness
+    best, second = winners(problem, fitted.score)
+    gained = contributions(model, fitted.profile, fitted.lift, solution.weight)
+    item = problem.candidate_item[links.true]
+    sign = (best[item] == links.true).astype(np.float64) - (second[item] == links.true)
+    log_odds = sharpness * np.bincount(links.claim, sign * gained, problem.claims)
+    alone = second < 0
+    before = np.where(alone, -np.log(UNCLAIMED), 0.0)
+    if model.evidence is not None:
+        before += model.evidence[best] - np.where(alone, 0.0, model.evidence[second])
+    claims = {
+        "claim": problem.row,
+        "object": problem.object[problem.item],
+        "attribute": problem.attribute[problem.item],
+        "source": problem.source,
+        "value": problem.value[problem.candidate],
+        "member": np.full(problem.claims, None),
+        "log_odds": log_odds,
+    }
+    return stack(WHY, [claims, _prior_rows(problem, sharpness * before)])
+
+
+def _prior_rows(problem: Problem, log_odds: Floats) -> Table:
+    nothing = np.full(problem.items, -1, dtype=np.int64)
+    none: Objects = np.full(problem.items, None)
+    return {
+        "claim": nothing,
+        "object": problem.object,
+        "attribute": problem.attribute,
+        "source": nothing,
+        "value": none,
+        "member": none,
+        "log_odds": log_odds,
+    }
+
+
+def discrete_sources(solution: Solution, level: float) -> Table:
+    """Sources with claims: how probably a claim of theirs is exactly true, with Wilson's interval."""
+    problem, fitted = solution.model.problem, solution.fit
+    count = problem.per_source()
+    source = np.flatnonzero(count > 0)
+    share = fitted.profile[source, EXACT] / fitted.profile[source].sum(axis=1)
+    low, high = wilson(share, fitted.counts[source].sum(axis=1) + STRENGTH, level)
+    missing = np.full(len(source), np.nan)
+    return {
+        "source": source,
+        "attribute": np.full(len(source), -1),
+        "quality": share,
+        "low": low,
+        "high": high,
+        "claims": count[source],
+        "bias": missing,
+        "scale": missing,
+    }
+
+
+def wilson(share: Floats, count: Floats, level: float) -> tuple[Floats, Floats]:
+    """Wilson's score interval (JASA 1927) of a share seen in `count` claims."""
+    z = interval_factor(level)
+    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
+
+
+def copies(solution: Solution) -> Table:
+    found = solution.copying
+    order = np.lexsort((found.original, found.copier, -found.evidence))
+    return {
+        "copier": found.copier[order],
+        "original": found.original[order],
+        "probability": 1 / (1 + np.exp(-found.evidence[order])),
+        "evidence": found.evidence[order],
+        "shared": found.shared[order],
+        "same": found.same[order],
+    }
+
+
+# -- measured truths
+
+
+def measured_truths(problem: Problem, found: Estimate, data: Measurements, level: float) -> Table:
+    """The estimate with its interval; the runner-up is the plain mean of the claims."""
+    mean, odds = _against_mean(found, data)
+    half = interval_factor(level) * found.error
+    probability = 1 / (1 + np.exp(-np.minimum(odds, 700.0)))
+    return {
+        "object": problem.object,
+        "attribute": problem.attribute,
+        "value": _floats_as_objects(found.truth),
+        "probability": probability,
+        "runner_up": _floats_as_objects(mean),
+        "runner_up_probability": 1 - probability,
+        "claims": problem.per_item(),
+        "low": found.truth - half,
+        "high": found.truth + half,
+    }
+
+
+def _floats_as_objects(values: Floats) -> Objects:
+    array = np.empty(len(values), dtype=np.object_)
+    array[:] = values.tolist()
+    return array
+
+
+def _against_mean(found: Estimate, data: Measurements) -> tuple[Floats, Floats]:
+    """(items,) the plain mean, and the log-odds of the estimate over it: log densities of N(truth, error)."""
+    count = np.maximum(data.by_item(np.ones(len(data.item))), 1)
+    mean = data.by_item(data.value) / count
+    return mean, (found.truth - mean) ** 2 / (2 * np.maximum(found.error, 1e-150) ** 2)
+
+
+def measured_why(problem: Problem, found: Estimate, data: Measurements) -> Table:
+    """The log-odds shared among claims as they pull the truth away from the plain mean: the truth less the mean is the
+    sum of the claims' shares of (claim less mean), so these add up."""
+    mean, _ = _against_mean(found, data)
+    pull = found.share * (found.corrected - mean[data.item])
+    factor = (found.truth - mean) / (2 * np.maximum(found.error, 1e-150) ** 2)
+    claims = {
+        "claim": problem.row,
+        "object": problem.object[problem.item],
+        "attribute": problem.attribute[problem.item],
+        "source": problem.source,
+        "value": problem.value[problem.candidate],
+        "member": np.full(problem.claims, None),
+        "log_odds": pull * factor[data.item],
+    }
+    return stack(WHY, [claims, _prior_rows(problem, np.zeros(problem.items))])
+
+
+def measured_sources(problem: Problem, found: Estimate, data: Measurements, attribute: int, level: float) -> Table:
+    """Sources with claims. The interval is that of their noise: a log standard error of the root of 2 / claims."""
+    count = problem.per_source()
+    source = np.flatnonzero(count > 0)
+    share = np.clip(quality(data, found)[source], 1e-9, 1 - 1e-9)
+    half = interval_factor(level) * np.sqrt(2 / count[source])
+    odds = np.log(share / (1 - share))
+    return {
+        "source": source,
+        "attribute": np.full(len(source), attribute),
+        "quality": share,
+        "low": 1 / (1 + np.exp(half - odds)),
+        "high": 1 / (1 + np.exp(-half - odds)),
+        "claims": count[source],
+        "bias": found.fit.bias[source],
+        "scale": found.fit.scale[source],
+    }
+
+
+def gates(tried: Sequence[Gate]) -> Table:
+    return {
+        "name": np.array([gate.name for gate in tried], dtype=np.object_),
+        "kept": np.array([gate.kept for gate in tried], dtype=np.bool_),
+        "gain": np.array([gate.gain for gate in tried], dtype=np.float64),
+    }

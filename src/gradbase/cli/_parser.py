@@ -78,6 +78,18 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare-eager", action="store_true", help="also run eager PyTorch, in its own process")
     parser.add_argument("--analyze", action="store_true", help="print the plan at the end, measured beside estimated")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the state dict; *.safetensors or torch.save")
+    _add_workers(parser)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several workers, and a store of parameters that outlives them")
+    group.add_argument("--workers", type=_positive, metavar="N", help="processes that compute gradients")
+    group.add_argument("--consistency", metavar="LEVEL", help="bsp, ssp:S (S steps apart at most) or asp (default: bsp)")
+    group.add_argument("--durability", choices=_DURABILITIES, help="what survives (default: none, with --store wal)")
+    group.add_argument("--store", type=Path, metavar="DIR", help="where the log and checkpoints go")
+    group.add_argument("--resume", action="store_true", help="go on where the store in --store stands")
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="who runs workers (default: local)")
+    group.add_argument("--address", metavar="ADDRESS", help="of the Ray cluster to join (default: start one here)")
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
@@ -177,6 +189,7 @@ def _whole(text: str, least: int) -> int:
     return number
 
 
+_DURABILITIES = ("none", "checkpoint", "wal")
 _DESCRIPTION = "Runs a training step the way a database runs a query: planned, explained and inside a memory budget."
 _RECIPE_HELP = "a Python file with model(), batches(), loss(model, batch) and optimizer(model)"
 _INPUT_HELP = "a CSV, Parquet, DuckDB or SQLite file, or postgresql://..."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 _REDRAW_S = 0.1
@@ -18,10 +18,10 @@ class Progress:
 
     def __init__(self, stream: TextIO, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
-        self._quiet = quiet
+        self.quiet = quiet
         self._clock = clock
         self._terminal = stream.isatty()
-        self._drawn = False
+        self._drawn = 0  # lines that are to be drawn over
         self._next_s = float("-inf")
         self._pause_s = _PAUSE_S
         self._label = ""
@@ -31,7 +31,7 @@ class Progress:
         now = self._clock()
         if label != self._label:
             self._label, self._next_s, self._pause_s = label, float("-inf"), _PAUSE_S
-        if self._quiet or now < self._next_s:
+        if self.quiet or now < self._next_s:
             return
         if self._terminal:
             self._next_s = now + _REDRAW_S
@@ -46,16 +46,28 @@ class Progress:
         self.clear()
         self._write(text.rstrip("\n") + "\n")
 
+    def block(self, lines: Sequence[str]) -> None:
+        """Draw several lines on a terminal over what was drawn there before."""
+        size = shutil.get_terminal_size()
+        shown = [line[: size.columns - 1] for line in lines[: size.lines - 1]]
+        wiped, self._drawn = self._wiping(), len(shown)
+        self._write(wiped + "\n".join(shown))
+
     def clear(self) -> None:
-        """Wipe the line that is being redrawn, if there is one."""
+        """Wipe what is being redrawn, if anything is."""
         if self._drawn:
-            self._drawn = False
-            self._write("\r\x1b[K")
+            wiped, self._drawn = self._wiping(), 0
+            self._write(wiped)
 
     def _draw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns - 1
-        self._drawn = True
-        self._write(f"\r\x1b[K{text[:width]}")
+        wiped, self._drawn = self._wiping(), 1
+        self._write(f"{wiped}{text[:width]}")
+
+    def _wiping(self) -> str:
+        """To the start of the first line that was drawn, with everything from there on wiped."""
+        above = self._drawn - 1
+        return f"\r\x1b[{above}A\x1b[J" if above > 0 else "\r\x1b[K"
 
     def _write(self, text: str) -> None:
         self._stream.write(text)

@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from gradbase.catalog import Catalog, RunRecord
-from gradbase.cli import _compare
+from gradbase.cli import _compare, _workers
 from gradbase.cli._console import Console
 from gradbase.cli._planning import check, plan_event, plan_line, planning_arguments, write_text
 from gradbase.common.errors import CatalogError
@@ -31,6 +31,8 @@ DONE, INTERRUPTED = 0, 130
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Plan, train, report. Raises GradbaseErrors; KeyboardInterrupt when not one step was done."""
     check(arguments)
+    if _workers.wanted(arguments):
+        return _workers.run(arguments, console)
     # torch takes seconds: after the arguments are known to be good
     from gradbase.cli._state import check_savable
     from gradbase.cli.recipe import load_recipe

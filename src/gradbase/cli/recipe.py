@@ -97,14 +97,15 @@ def start(recipe: Recipe, seed: int, *, meta: bool = False) -> Job:
     code allows that. Raises UsageError when one of them fails or returns something else than it must.
     """
     torch.manual_seed(seed)
-    model = _model(recipe, meta)
-    optimizer = _optimizer(recipe, model)
+    model = build_model(recipe, meta)
+    optimizer = build_optimizer(recipe, model)
     scheduler = _scheduler(recipe, optimizer)
     first, rest = _first_batch(recipe, meta)
     return Job(recipe, model, optimizer, scheduler, first, _batches(recipe, first, rest))
 
 
-def _model(recipe: Recipe, meta: bool) -> nn.Module:
+def build_model(recipe: Recipe, meta: bool = False) -> nn.Module:
+    """Call model(). Raises UsageError when it fails or returns something else."""
     device = torch.device("meta") if meta else contextlib.nullcontext()
     with recipe.blamed("model() on the meta device" if meta else "model()"), device:
         model = recipe.model()
@@ -113,7 +114,8 @@ def _model(recipe: Recipe, meta: bool) -> nn.Module:
     return model
 
 
-def _optimizer(recipe: Recipe, model: nn.Module) -> optim.Optimizer:
+def build_optimizer(recipe: Recipe, model: nn.Module) -> optim.Optimizer:
+    """Call optimizer(model). Raises UsageError when it fails or returns something else."""
     with recipe.blamed("optimizer(model)"):
         optimizer = recipe.optimizer(model)
     if not isinstance(optimizer, optim.Optimizer):

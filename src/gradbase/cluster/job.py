@@ -58,9 +58,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`model` has the final values. `steps` were done in all, those before a resume included; `lost` workers replaced."""
+    """`model` has the final values. `steps` were done in all, those before a resume included; `lost` workers ended."""
 
     model: nn.Module
     steps: int
     interrupted: bool
     lost: int
+    slab_nbytes: int

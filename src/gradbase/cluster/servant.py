@@ -2,7 +2,8 @@
 
     steward -> servant                          servant -> steward
     ("seek", number)                            ("ready",): the stream is read up to there, lanes may come
-    ("compute", ticket, lane, number)           ("computed", ticket, loss, time_us), ("ended", ticket): no such batch
+    ("compute", ticket, lane, number)           ("computed", ticket, samples, loss, time_us),
+                                                or ("ended", ticket): there is no such batch
     ("apply", op, shard, lanes)                 ("done", op)
     ("fetch", op, shard)                        ("done", op)
     ("stop",)                                   ("hello",) at the start; ("failed", words) before an exception of the recipe ends it
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 
 from gradbase.cluster.channel import Channel
-from gradbase.cluster.worker import Learner
+from gradbase.cluster.worker import Learner, samples_of
 
 
 class Memory(Protocol):
@@ -77,4 +78,4 @@ def _compute(channel: Channel, learner: Learner, memory: Memory, ticket: int, la
     memory.before(lane)
     loss = learner.gradient(number, batch, memory.buffers(lane))
     memory.after(lane)
-    channel.send("computed", ticket, loss, (time.perf_counter() - began) * 1e6)
+    channel.send("computed", ticket, samples_of(batch), loss, (time.perf_counter() - began) * 1e6)

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.operations import Operation, Operations, Pushed, Reading, ShardPages
@@ -85,9 +85,18 @@ class StepReport:
     worker: int
     lane: int
     batch: int
+    samples: int
     loss: float
     time_us: float
     staleness_steps: int
+
+
+class ShardStatus(NamedTuple):
+    """A shard now: operations that wait for it, and the LSNs of its log."""
+
+    queue: int
+    lsn: int
+    durable_lsn: int
 
 
 class Steward:
@@ -185,6 +194,11 @@ class Steward:
             return max(min(shard.version for shard in self.shards), 0)
         used = [sum(high - low for low, high in shard.used.ranges()) for shard in self.shards]
         return min(used) // self.job.lanes
+
+    def status(self) -> list[ShardStatus]:
+        """How the shards stand; on the steward's thread."""
+        waiting = (sum(not each.done for each in queue.waiting) for queue in self.operations.queues)
+        return [ShardStatus(n, shard.lsn, shard.durable_lsn) for n, shard in zip(waiting, self.shards, strict=True)]
 
     # -- the loop
 
@@ -401,15 +415,12 @@ class Steward:
 
     # -- what servants say
 
-    def _computed(self, worker: Worker, ticket: int, loss: float, time_us: float) -> None:
+    def _computed(self, worker: Worker, ticket: int, samples: int, loss: float, time_us: float) -> None:
         compute = worker.computing.pop(ticket)
         lane = self._lane_of(worker, compute)
         self._filled[lane] = compute.seq, compute.batch
-        self._on_report(
-            StepReport(
-                compute.seq + 1, worker.slot, compute.lane, compute.batch, loss, time_us, worker.staleness_steps
-            )
-        )
+        place = (compute.seq + 1, worker.slot, compute.lane, compute.batch)
+        self._on_report(StepReport(*place, samples, loss, time_us, worker.staleness_steps))
         self._answer(worker, compute, lane)
 
     def _answer(self, worker: Worker, compute: m.Compute, lane: int | None) -> None:

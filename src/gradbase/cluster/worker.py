@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn, optim
+from torch.utils._pytree import tree_leaves
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 _END = object()
@@ -50,6 +51,12 @@ def forward_seed(seed: int, number: int) -> int:
     """The seed of torch's generator before the forward pass of micro-batch `number`: a hash of both."""
     digest = hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def samples_of(batch: Any) -> int:
+    """How many samples a batch has: the first dimension of its first tensor, 1 if it has none."""
+    tensors = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.dim())
+    return next((len(tensor) for tensor in tensors), 1)
 
 
 class BatchStream:
@@ -98,7 +105,7 @@ class BatchStream:
         self._next += 1
 
 
-class _own_state:  # noqa: N801 - a context manager, cheaper as a class than as a generator
+class _own_state:
     def __init__(self, stream: BatchStream) -> None:
         self._stream = stream
 
@@ -149,6 +156,7 @@ class Learner:
 
     def _store(self, parameter: torch.Tensor) -> None:
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
-        self._buffers[parameter].copy_(parameter.grad)
+        gradient = parameter.grad
+        self._buffers[parameter].copy_(gradient.to_dense() if gradient.is_sparse else gradient)
         self._missing.discard(parameter)
         parameter.grad = None

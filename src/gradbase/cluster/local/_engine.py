@@ -22,11 +22,11 @@ from gradbase.cluster.local._memory import Map, SharedPages
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.local._task import Task, equip
 from gradbase.cluster.servant import serve
-from gradbase.cluster.steward import Steward, StepReport, Worker
+from gradbase.cluster.steward import ShardStatus, StepReport, Steward, Worker
 from gradbase.cluster.storage import Volatile
 from gradbase.cluster.worker import BatchStream, Recipe
 from gradbase.common.errors import UsageError
-from gradbase.store.layout import lay_out, specs_of_model
+from gradbase.store.layout import Layout, lay_out, specs_of_model
 from gradbase.store.update import rule_of
 
 _STOPPED_S = 2.0  # a process that is stopped (SIGSTOP) while it has work is ended after this long
@@ -42,10 +42,12 @@ class LocalEngine:
         *,
         on_report: Callable[[StepReport], None] = lambda report: None,
         on_lost: Callable[[Worker], None] = lambda worker: None,
+        on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._request = request
-        self._on_report, self._on_lost = on_report, on_lost
+        self._on_report, self._on_lost, self._on_warning = on_report, on_lost, on_warning
         self._steward: Steward | None = None
+        self._layout: Layout | None = None
         self._stop_asked = False
         self._lost_count = 0
 
@@ -70,12 +72,19 @@ class LocalEngine:
         workers = self._steward.workers.values() if self._steward is not None else ()
         return [os.getpid(), *(worker.pid for worker in workers if worker.pid is not None)]
 
+    def status(self) -> list[tuple[ShardStatus, int]]:
+        """Every shard with the bytes of its parameters; where `processes` may be called."""
+        if self._steward is None or self._layout is None:
+            return []
+        return list(zip(self._steward.status(), self._layout.home_nbytes, strict=True))
+
     def _run(self, closing: contextlib.ExitStack) -> Outcome:
         request = self._request
         forks = _Forks(request.workers - 1, closing)
         recipe = request.build()
         rule = rule_of(recipe.optimizer, recipe.model)
         layout = lay_out(specs_of_model(recipe.model, costs=rule.costs()), request.workers)
+        self._layout = layout
         where = Map(layout, rule, request.workers)
         slab = Slab.create(where.nbytes)
         closing.callback(slab.close)
@@ -102,7 +111,7 @@ class LocalEngine:
         serve(ours, *equip(recipe, slab, where, shared=request.shared))
         steward.join()
         _take_values(recipe, SharedPages(slab, where), where)
-        return Outcome(recipe.model, steward.steps_done, self._stop_asked, self._lost_count)
+        return Outcome(recipe.model, steward.steps_done, self._stop_asked, self._lost_count, slab.nbytes)
 
     def _steps(self, recipe: Recipe) -> int:
         request = self._request

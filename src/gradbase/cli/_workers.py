@@ -1,0 +1,241 @@
+"""`gradbase train --workers N`: a recipe trained by several processes over one store of parameters."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from gradbase.cli._console import Console
+from gradbase.cli._interrupts import Interrupts
+from gradbase.cli._table import Table
+from gradbase.common.errors import UsageError
+from gradbase.common.units import format_bytes, format_us
+
+if TYPE_CHECKING:
+    from gradbase.cluster.job import Outcome, Request
+    from gradbase.cluster.steward import StepReport, Worker
+    from gradbase.cluster.worker import Recipe as WorkerRecipe
+
+DONE, INTERRUPTED = 0, 130
+_OPTIONS = ("workers", "consistency", "durability", "store", "resume", "address")
+_ALONE = ("compare_eager", "analyze", "html", "perfetto", "rules")  # are about one plan in this process
+
+
+def wanted(arguments: argparse.Namespace) -> bool:
+    """Whether any option asks for workers or a store."""
+    return arguments.engine != "local" or any(getattr(arguments, name) for name in _OPTIONS)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Train, report. Raises GradbaseErrors; KeyboardInterrupt when it is not to wait for the step at work."""
+    request = _request(arguments)
+    from gradbase.cli._state import check_savable, parameters_sha256, save_state
+
+    if arguments.save:
+        check_savable(arguments.save)
+    watcher = _Watcher(console, request)
+    engine = _engine(arguments, request, watcher)
+    watcher.engine = engine
+    outcome = _run(engine, console)
+    watcher.table.close()
+    summary = _summary(arguments, request, watcher, outcome) | {"parameters_sha256": parameters_sha256(outcome.model)}
+    if arguments.save:
+        save_state(outcome.model, arguments.save)
+    console.event("summary", **summary)
+    for line in _lines(summary, watcher):
+        console.say(line)
+    return INTERRUPTED if outcome.interrupted else DONE
+
+
+def _run(engine: Any, console: Console) -> Outcome:
+    """Run to the end. The first Ctrl-C lets the steps at work finish, the second does not."""
+    outcome: Outcome | None = None
+
+    def stop() -> None:
+        console.say("stopping after this step; Ctrl-C again stops at once")
+        engine.stop()
+
+    try:
+        with Interrupts(stop) as interrupts, interrupts.deferred():
+            outcome = engine.run()
+    except KeyboardInterrupt:
+        if outcome is None:
+            raise
+    assert outcome is not None
+    return outcome
+
+
+@dataclass
+class Builder:
+    """Makes the recipe, in every process the same. Of it only path and seed are pickled."""
+
+    path: Path
+    seed: int
+
+    def __call__(self) -> WorkerRecipe:
+        from gradbase.cli.recipe import build_model, build_optimizer, load_recipe
+        from gradbase.cluster.worker import Recipe
+
+        recipe = load_recipe(self.path)
+        for name, value, remedy in (
+            ("scheduler", recipe.scheduler, "its steps would depend on which worker is where"),
+            ("clip_grad_norm", recipe.clip_grad_norm, "no shard sees the whole gradient"),
+            ("accumulate", recipe.accumulate != 1, "with N workers an update already has the gradients of N batches"),
+        ):
+            if value:
+                raise UsageError(f"{name} of {recipe.path} cannot be had with --workers", remedy, "leave one of them out")
+
+        def loss(model: Any, batch: Any) -> Any:
+            with recipe.blamed("a step"):
+                return recipe.loss(model, batch)
+
+        def batches() -> Any:
+            with recipe.blamed("batches()"):
+                return recipe.batches()
+
+        return Recipe.build(
+            self.seed,
+            lambda: build_model(recipe),
+            lambda model: build_optimizer(recipe, model),
+            batches,
+            loss,
+        )
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    """The job that the arguments ask for. Raises UsageError before anything slow is imported."""
+    from gradbase.store.machine import parse_consistency
+
+    consistency, staleness_steps = parse_consistency(arguments.consistency or "bsp")
+    durability = arguments.durability or ("wal" if arguments.store else "none")
+    _check_options(arguments, durability)
+    from gradbase.cluster.job import Request
+
+    return Request(
+        Builder(arguments.recipe, arguments.seed),
+        arguments.workers or 1,
+        arguments.steps,
+        consistency,
+        staleness_steps,
+        durability,
+        arguments.store,
+        arguments.resume,
+        _threads(arguments.workers or 1),
+        arguments.memory,
+    )
+
+
+def _check_options(arguments: argparse.Namespace, durability: str) -> None:
+    for name in _ALONE:
+        if getattr(arguments, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} is about one plan, and --workers makes one for every process", f"leave {option} out")
+    if durability != "none" and arguments.store is None:
+        raise UsageError(f"--durability {durability} needs a directory", "say --store DIR")
+    if durability == "none" and arguments.store is not None:
+        raise UsageError("--durability none keeps nothing in --store", "leave --store out, or choose checkpoint or wal")
+    if arguments.resume and arguments.store is None:
+        raise UsageError("--resume goes on where a store stands, and none is named", "say --store DIR")
+    if arguments.address is not None and arguments.engine != "ray":
+        raise UsageError("--address is that of a Ray cluster", "say --engine ray, or leave --address out")
+
+
+def _threads(workers: int) -> int:
+    """Threads of torch for each worker: its share of those that one process would use."""
+    import torch
+
+    return max(torch.get_num_threads() // workers, 1)
+
+
+def _engine(arguments: argparse.Namespace, request: Request, watcher: _Watcher) -> Any:
+    given = {"on_report": watcher.report, "on_lost": watcher.lost, "on_warning": watcher.console.fail}
+    if arguments.engine == "ray":
+        from gradbase.cluster.ray import RayEngine
+
+        return RayEngine(request, address=arguments.address, **given)
+    from gradbase.cluster.local import LocalEngine
+
+    return LocalEngine(request, **given)
+
+
+@dataclass
+class _Watcher:
+    """Hears of every gradient and every loss of a worker, on the steward's thread."""
+
+    console: Console
+    request: Request
+    engine: Any = None
+    losses: list[float] = field(default_factory=list)
+    times_us: list[float] = field(default_factory=list)
+    samples: int = 0
+    began_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.table = Table(self.console.progress, self.request.steps)
+
+    def report(self, report: StepReport) -> None:
+        self.began_s = self.began_s or time.monotonic() - report.time_us / 1e6
+        self.losses.append(report.loss)
+        self.times_us.append(report.time_us)
+        self.samples += report.samples
+        if not math.isfinite(report.loss) and all(map(math.isfinite, self.losses[:-1])):
+            self.console.fail(f"warning: the loss of step {report.step} is {report.loss}")
+        self.console.event(
+            "step",
+            step=report.step,
+            loss=report.loss,
+            time_us=report.time_us,
+            worker=report.worker,
+            staleness_steps=report.staleness_steps,
+            batch=report.batch,
+        )
+        self.table.report(report)
+        self.table.draw(self.engine.status)
+
+    def lost(self, worker: Worker) -> None:
+        self.console.say(f"worker {worker.slot} (process {worker.pid}) ended; others do its work until it is replaced")
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.samples / max(time.monotonic() - self.began_s, 1e-9)
+
+
+def _summary(
+    arguments: argparse.Namespace, request: Request, watcher: _Watcher, outcome: Outcome
+) -> dict[str, Any]:
+    return {
+        "steps": outcome.steps,
+        "measured_peak_bytes": None,
+        "budget_bytes": None,
+        "median_step_time_us": median(watcher.times_us) if watcher.times_us else None,
+        "interrupted": outcome.interrupted,
+        "workers": request.workers,
+        "workers_lost": outcome.lost,
+        "engine": arguments.engine,
+        "consistency": arguments.consistency or "bsp",
+        "durability": request.durability,
+        "store": str(request.store) if request.store else None,
+        "samples_per_s": watcher.samples_per_s if watcher.samples else None,
+        "slab_bytes": outcome.slab_nbytes,
+    }
+
+
+def _lines(summary: dict[str, Any], watcher: _Watcher) -> list[str]:
+    ended = "interrupted after" if summary["interrupted"] else "done:"
+    steps = f"{summary['steps']} step{'' if summary['steps'] == 1 else 's'}"
+    losses = f", loss {watcher.losses[0]:.4f} at first, {watcher.losses[-1]:.4f} at last" if watcher.losses else ""
+    lines = [f"{ended} {steps} of {summary['workers']} workers, {summary['consistency']}{losses}"]
+    if summary["workers_lost"]:
+        lines.append(f"workers that ended and were replaced: {summary['workers_lost']}")
+    if summary["median_step_time_us"] is not None:
+        gradient = format_us(summary["median_step_time_us"])
+        lines.append(f"time: {gradient} a gradient (median), {summary['samples_per_s']:.1f} samples/s")
+    lines.append(f"shared memory: {format_bytes(summary['slab_bytes'])}")
+    if summary["store"]:
+        lines.append(f"store: {summary['store']} ({summary['durability']}); --resume goes on from there")
+    return [*lines, f"parameters: sha256 {summary['parameters_sha256']}"]

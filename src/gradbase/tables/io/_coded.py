@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ MISSING = ("", "nan", "NaN", "null", "NULL")  # besides what a format itself cal
 _FLOATS = ("FLOAT", "DOUBLE", "DECIMAL")
 _WHOLE = "^(0|-?[1-9][0-9]{0,17})$"
 _SORTABLE = 2**62
+_BLOCK_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -62,24 +63,22 @@ def read_coded(
     """
     columns = resolve(list(scan.columns), roles, given, scan.name)
     refuse_too_many(scan.name, scan.rows, available_bytes() if available is None else available)
-    required = [role.name for role in roles if role.required and role.name in columns]
     read = _load(scan, workspace, columns)
-    complete = " AND ".join(f"{quoted(role)} IS NOT NULL" for role in required)
-    rows = workspace.value(f"SELECT count(*) FROM raw WHERE {complete}")
-    _refuse_nothing(scan.name, read, rows, required)
+    if not read:
+        raise TableError(f"{scan.name} has no rows", "expected one row per claim")
     names = {role: _names(workspace, role) for role in columns}
-    codes = _codes(workspace, list(columns), complete, rows)
-    workspace.rows("DROP TABLE raw")
-    distinct = distinct_rows(list(codes.values()), [len(names[role]) for role in columns])
+    optional = {role.name for role in roles if not role.required}
+    joined = _joined(list(columns), optional)
+    sizes = [len(found) for found in names.values()]
+    if math.prod(size + 1 for size in sizes) < _SORTABLE:
+        rows, distinct = _by_key(workspace, joined, list(columns), sizes, read)
+    else:
+        rows, distinct = _by_columns(workspace, joined, list(columns), read)
+    if not rows:
+        required = ", ".join(role for role in columns if role not in optional)
+        raise TableError(f"none of the {read} rows of {scan.name} has all of {required}", "check the columns")
     found = dict(zip(columns, distinct, strict=True))
     return CodedTable(found, names, columns, read, read - rows, rows - len(distinct[0]))
-
-
-def _refuse_nothing(name: str, read: int, rows: int, required: Sequence[str]) -> None:
-    if not read:
-        raise TableError(f"{name} has no rows", "expected one row per claim")
-    if not rows:
-        raise TableError(f"none of the {read} rows of {name} has all of {', '.join(required)}", "check the columns")
 
 
 def _load(scan: Scan, workspace: Workspace, columns: Mapping[str, str]) -> int:
@@ -94,27 +93,31 @@ def _load(scan: Scan, workspace: Workspace, columns: Mapping[str, str]) -> int:
 
 
 def as_text(column: str, kind: str, where: str) -> str:
-    """SQL that gives a column as text: whole floats as integers, NULL for what is missing."""
+    """SQL that gives a column as text: whole floats as integers, NULL for NaN."""
     name = quoted(column)
     if "[" in kind or kind.startswith(("STRUCT", "MAP", "UNION", "BLOB", "LIST")):
         raise TableError(f"column {column!r} of {where} holds {kind}, expected one name or number a row")
-    if kind.startswith(_FLOATS):
-        value = f"CAST({name} AS DOUBLE)"
-        whole = f"{value} = trunc({value}) AND abs({value}) < 9007199254740992"
-        return (
-            f"CASE WHEN isnan({value}) THEN NULL WHEN {whole} THEN CAST(CAST({value} AS BIGINT) AS VARCHAR)"
-            f" ELSE CAST({value} AS VARCHAR) END"
-        )
-    text = f"CAST({name} AS VARCHAR)"
-    missing = ", ".join(map(literal, MISSING))
-    return f"CASE WHEN trim({text}) IN ({missing}) THEN NULL ELSE {text} END"
+    if not kind.startswith(_FLOATS):
+        return name if kind == "VARCHAR" else f"CAST({name} AS VARCHAR)"
+    value = f"CAST({name} AS DOUBLE)"
+    whole = f"{value} = trunc({value}) AND abs({value}) < 9007199254740992"
+    return (
+        f"CASE WHEN isnan({value}) THEN NULL WHEN {whole} THEN CAST(CAST({value} AS BIGINT) AS VARCHAR)"
+        f" ELSE CAST({value} AS VARCHAR) END"
+    )
+
+
+def says_something(text: str) -> str:
+    """SQL that tells whether a text is a name, and not one of the ways to write that there is none."""
+    return f"trim({text}) NOT IN ({', '.join(map(literal, MISSING))})"
 
 
 def _names(workspace: Workspace, role: str) -> NDArray[Any]:
     """Distinct names in order, also as the table `names_ROLE` with their codes."""
     column, table = quoted(role), quoted(f"names_{role}")
     workspace.rows(
-        f"CREATE TEMP TABLE distinct_names AS SELECT DISTINCT {column} AS name FROM raw WHERE {column} IS NOT NULL"
+        f"CREATE TEMP TABLE distinct_names AS SELECT name FROM (SELECT DISTINCT {column} AS name FROM raw)"
+        f" WHERE {says_something('name')}"
     )
     every = f"bool_and(regexp_matches(name, {literal(_WHOLE)}))"
     whole = workspace.value(f"SELECT coalesce({every}, false) FROM distinct_names")
@@ -124,50 +127,80 @@ def _names(workspace: Workspace, role: str) -> NDArray[Any]:
         " FROM distinct_names"
     )
     workspace.rows("DROP TABLE distinct_names")
-    names = workspace.table(f"SELECT {order} AS name FROM {table} ORDER BY code")["name"]
-    return names.to_numpy() if whole else names.to_numpy().astype(object)
+    names = workspace.table(f"SELECT {order} AS name FROM {table} ORDER BY code")["name"].to_numpy()
+    found: NDArray[Any] = names if whole else names.astype(object)
+    return found
 
 
-def _codes(workspace: Workspace, roles: Sequence[str], complete: str, rows: int) -> dict[str, Codes]:
-    """The rows as codes, batch by batch, in no order."""
-    tables = {role: quoted(f"names_{role}") for role in roles}
-    joins = " ".join(f"LEFT JOIN {t} ON raw.{quoted(role)} = {t}.name" for role, t in tables.items())
-    columns = ", ".join(f"coalesce({t}.code, -1)" for t in tables.values())
-    codes = [np.empty(rows, dtype=np.int32) for _ in roles]
+def _joined(roles: Sequence[str], optional: Collection[str]) -> str:
+    """Rows beside their codes, after FROM; rows without a name for what is not optional fall out."""
+    parts = ["raw"]
+    for role in roles:
+        kind, table = "LEFT JOIN" if role in optional else "JOIN", quoted(f"names_{role}")
+        parts.append(f"{kind} {table} ON raw.{quoted(role)} = {table}.name")
+    return " ".join(parts)
+
+
+def _code(role: str) -> str:
+    return f"coalesce({quoted(f'names_{role}')}.code, -1)"
+
+
+def _filled(workspace: Workspace, query: str, arrays: Sequence[NDArray[Any]]) -> int:
+    """Fill arrays with the columns of a query, batch by batch; returns how many rows there were."""
     done = 0
-    for batch in workspace.batches(f"SELECT {columns} FROM raw {joins} WHERE {complete}"):
-        for filled, column in zip(codes, batch.columns, strict=True):
+    for batch in workspace.batches(query):
+        for filled, column in zip(arrays, batch.columns, strict=True):
             filled[done : done + batch.num_rows] = column.to_numpy()
         done += batch.num_rows
-    assert done == rows, (done, rows)
-    for table in tables.values():
-        workspace.rows(f"DROP TABLE {table}")
-    return dict(zip(roles, codes, strict=True))
+    return done
 
 
-def distinct_rows(columns: Sequence[Codes], sizes: Sequence[int]) -> list[Codes]:
-    """Distinct rows in order. Codes are -1 to size - 1; where they fit, rows are sorted as one integer."""
-    if math.prod(size + 1 for size in sizes) < _SORTABLE:
-        return _by_key(columns, sizes)
+def _by_key(
+    workspace: Workspace, joined: str, roles: Sequence[str], sizes: Sequence[int], read: int
+) -> tuple[int, list[Codes]]:
+    """The usual case: the codes of a row fit into one integer, and only that is ever held a row."""
+    key = "CAST(0 AS BIGINT)"
+    for role, size in zip(roles, sizes, strict=True):
+        key = f"({key} * {size + 1} + {_code(role)} + 1)"
+    keys = np.empty(read, dtype=np.int64)
+    rows = _filled(workspace, f"SELECT {key} FROM {joined}", [keys])
+    workspace.rows("DROP TABLE raw")
+    return rows, split_keys(distinct_keys(keys[:rows]), sizes)
+
+
+def distinct_keys(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sorted, each once; the array that was given is used up."""
+    keys.sort()
+    new = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=new[1:])
+    return keys if new.all() else keys[new]
+
+
+def split_keys(keys: NDArray[np.int64], sizes: Sequence[int]) -> list[Codes]:
+    """Codes again, of -1 to size - 1 each; the keys are used up."""
+    found: list[Codes] = []
+    for size in reversed(sizes):
+        codes = np.empty(len(keys), dtype=np.int32)
+        for start in range(0, len(keys), _BLOCK_ROWS):  # so that no array of 64-bit remainders is as long as the keys
+            block = keys[start : start + _BLOCK_ROWS]
+            codes[start : start + _BLOCK_ROWS] = block % (size + 1) - 1
+            block //= size + 1
+        found.append(codes)
+    return found[::-1]
+
+
+def _by_columns(workspace: Workspace, joined: str, roles: Sequence[str], read: int) -> tuple[int, list[Codes]]:
+    """Codes that are together too large for one integer."""
+    columns = [np.empty(read, dtype=np.int32) for _ in roles]
+    rows = _filled(workspace, f"SELECT {', '.join(map(_code, roles))} FROM {joined}", columns)
+    workspace.rows("DROP TABLE raw")
+    return rows, distinct_rows([column[:rows] for column in columns])
+
+
+def distinct_rows(columns: Sequence[Codes]) -> list[Codes]:
+    """Distinct rows in order."""
     order = np.lexsort(columns[::-1])
     placed = [column[order] for column in columns]
     new = np.ones(len(order), dtype=bool)
     new[1:] = np.any([column[1:] != column[:-1] for column in placed], axis=0)
     return [column[new] for column in placed]
-
-
-def _by_key(columns: Sequence[Codes], sizes: Sequence[int]) -> list[Codes]:
-    key = np.zeros(len(columns[0]), dtype=np.int64)
-    for column, size in zip(columns, sizes, strict=True):
-        key *= size + 1
-        key += column
-        key += 1
-    key.sort()
-    new = np.ones(len(key), dtype=bool)
-    new[1:] = key[1:] != key[:-1]
-    key = key[new]
-    found: list[Codes] = []
-    for size in reversed(sizes):
-        found.append((key % (size + 1) - 1).astype(np.int32))
-        key //= size + 1
-    return found[::-1]

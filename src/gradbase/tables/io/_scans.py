@@ -128,6 +128,7 @@ def _connection_scan(connection: Any, workspace: Workspace, table: str | None, q
     """On a cursor, so that the user's open results stay as they are."""
     duckdb, _ = modules()
     cursor = connection.cursor()
+    workspace.closes(cursor)
     try:
         if query is None:
             listing = "SELECT table_schema, table_name FROM information_schema.tables ORDER BY ALL"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradbase.common.errors import TableError
-from gradbase.tables.io._coded import as_text
+from gradbase.tables.io._coded import as_text, says_something
 from gradbase.tables.io._columns import ITEM, Role, resolve
 from gradbase.tables.io._scan import Scan
 from gradbase.tables.io._workspace import Workspace, quoted
@@ -22,7 +23,10 @@ Floats = NDArray[np.float32]
 def read_texts(scan: Scan, workspace: Workspace, columns: Sequence[str] | None = None) -> dict[str, list[str | None]]:
     """Columns (all of them by default) as texts, None for what is missing, in the input's order. Raises TableError."""
     wanted = list(scan.columns) if columns is None else list(columns)
-    texts = [f"{as_text(name, scan.columns[name], scan.name)} AS {quoted(name)}" for name in wanted]
+    texts = []
+    for name in wanted:
+        text = as_text(name, scan.columns[name], scan.name)
+        texts.append(f"CASE WHEN {says_something(text)} THEN {text} END AS {quoted(name)}")
     try:
         workspace.rows("SET preserve_insertion_order = true")
         rows = workspace.table(f"SELECT {', '.join(texts)} FROM {scan.relation(wanted)}")
@@ -101,8 +105,7 @@ def _items(column: Sequence[str | None], where: str) -> list[str]:
         raise TableError(f"{missing} rows of {where} name no item", "every row of features needs one")
     names = [str(name) for name in column]
     if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name) is not None)
+        twice = Counter(names).most_common(1)[0][0]
         raise TableError(f"item {twice!r} is in {where} twice", "expected one row an item")
     if not names:
         raise TableError(f"{where} has no rows", "expected one row an item")

@@ -11,7 +11,7 @@ from typing import Any
 
 from gradbase.common.errors import TableError
 
-_MEMORY_BYTES = 512 * 2**20  # more is spilled to disk, so that reading takes no more than the model does
+_MEMORY_BYTES = 256 * 2**20  # more is spilled to disk, so that reading takes no more than the model does
 
 
 def modules() -> tuple[Any, Any]:

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from gradbase.common.errors import StoreError, UsageError
-from gradbase.store.codec import Codec, CodecSpeed, Compressor, choose, decode, encode, measure_speeds, parse_codec
+from gradbase.store.codec import (
+    Codec,
+    CodecSpeed,
+    Compressor,
+    choose,
+    decode,
+    encode,
+    measure_speeds,
+    parse_codec,
+    split,
+)
 from gradbase.store.codec._bodies import largest
 
 LOSSY = ["bf16", "int8", "topk", "topk:0.3", "onebit"]
@@ -23,6 +33,10 @@ def message(codec, page, residual=None):
     return b"".join(encode(parse_codec(codec), page, residual))
 
 
+def read(data, numel, dtype=torch.float32, out=None):
+    return decode(split(data), numel, dtype, out)
+
+
 def normal(numel, seed=0):
     return torch.randn(numel, generator=torch.Generator().manual_seed(seed))
 
@@ -31,7 +45,7 @@ def normal(numel, seed=0):
 @pytest.mark.parametrize("numel", [0, 1, 999])
 def test_none_is_the_page_itself(dtype, numel):
     page = normal(numel).to(dtype)
-    assert torch.equal(decode(message("none", page), numel, dtype), page)
+    assert torch.equal(read(message("none", page), numel, dtype), page)
 
 
 @pytest.mark.parametrize("codec", LOSSY)
@@ -42,7 +56,7 @@ def test_nothing_is_lost_only_late(codec, values, earlier):
     page = torch.from_numpy(values)
     residual = normal(len(values), earlier) if earlier else torch.zeros(len(values))
     expected = residual + page
-    decoded = decode(message(codec, page, residual), len(values))
+    decoded = read(message(codec, page, residual), len(values))
     error = (decoded.double() + residual.double() - expected.double()).abs()
     assert (error <= 1e-6 * expected.abs().double() + 1e-6 * float(expected.abs().max() if len(values) else 0)).all()
 
@@ -52,7 +66,7 @@ def test_nothing_is_lost_only_late(codec, values, earlier):
 @settings(max_examples=60, deadline=None)
 def test_rounding_stays_inside_its_bound(codec, bound, values):
     page = torch.from_numpy(values)
-    error = (decode(message(codec, page), len(values)) - page).abs()
+    error = (read(message(codec, page), len(values)) - page).abs()
     blocks = zip(error.split(512), page.split(512), strict=True)
     assert all((e <= bound * p.abs().max() + 1e-37).all() for e, p in blocks if len(p))
 
@@ -82,7 +96,7 @@ def test_topk_on_magnitudes_that_a_sample_misjudges(shape):
         page = normal(64_000) ** 7
     elif shape == "equal":
         page += 2.0
-    kept = decode(message("topk:0.01", page), len(page))
+    kept = read(message("topk:0.01", page), len(page))
     count = min(640, int((page != 0).sum()))
     assert int((kept != 0).sum()) == count
     assert torch.equal(kept.abs().sort(descending=True).values[:count], page.abs().sort(descending=True).values[:count])
@@ -90,7 +104,7 @@ def test_topk_on_magnitudes_that_a_sample_misjudges(shape):
 
 def test_onebit_is_sign_and_mean_magnitude():
     page = torch.tensor([1.0, -3.0, 0.0, -0.0, 4.0])
-    decoded = decode(message("onebit", page), 5)
+    decoded = read(message("onebit", page), 5)
     assert torch.allclose(decoded, torch.tensor([1.6, -1.6, 1.6, 1.6, 1.6]))
 
 
@@ -106,7 +120,7 @@ def test_error_feedback_makes_up_for_what_is_left_out(codec):
     compressor = Compressor({3: parse_codec(codec)})
     arrived, given_up = torch.zeros(5000), []
     for step in range(400):
-        arrived += decode(b"".join(compressor.encode(3, torch.ones(5000))), 5000)
+        arrived += read(b"".join(compressor.encode(3, torch.ones(5000))), 5000)
         given_up.append(float((step + 1 - arrived).abs().max()))
     assert max(given_up[200:]) <= 1.1 * max(given_up[:200]) + 1e-3
     assert compressor.raw_nbytes == 400 * 5000 * 4
@@ -131,9 +145,9 @@ def test_what_is_no_number_arrives_and_is_then_forgotten(codec, bad):
     compressor = Compressor({0: parse_codec(codec)})
     page = normal(2000)
     page[1234] = bad
-    arrived = decode(b"".join(compressor.encode(0, page)), 2000)
+    arrived = read(b"".join(compressor.encode(0, page)), 2000)
     assert torch.equal(arrived.nan_to_num(5.0), page.nan_to_num(5.0))
-    after = decode(b"".join(compressor.encode(0, normal(2000, 1))), 2000)
+    after = read(b"".join(compressor.encode(0, normal(2000, 1))), 2000)
     assert after.isfinite().all() and compressor.state()[0].isfinite().all()
 
 
@@ -141,21 +155,21 @@ def test_what_is_no_number_arrives_and_is_then_forgotten(codec, bad):
 @pytest.mark.parametrize("codec", LOSSY)
 def test_other_floats_keep_their_dtype(codec, dtype):
     page = normal(3000).to(dtype)
-    decoded = decode(message(codec, page), 3000, dtype)
+    decoded = read(message(codec, page), 3000, dtype)
     assert decoded.dtype == dtype
-    assert torch.equal(decoded, decode(message(codec, page.float()), 3000).to(dtype))
+    assert torch.equal(decoded, read(message(codec, page.float()), 3000).to(dtype))
 
 
 def test_integers_are_never_rounded():
     page = torch.arange(5000)
-    assert torch.equal(decode(b"".join(Compressor({0: Codec("int8")}).encode(0, page)), 5000, torch.int64), page)
+    assert torch.equal(read(b"".join(Compressor({0: Codec("int8")}).encode(0, page)), 5000, torch.int64), page)
 
 
 @pytest.mark.parametrize("codec", ["none", *LOSSY])
 def test_decoding_into_given_memory(codec):
     page, out = normal(3000), torch.full((3000,), 7.0)
-    assert decode(message(codec, page), 3000, out=out) is out
-    assert torch.equal(out, decode(message(codec, page), 3000))
+    assert read(message(codec, page), 3000, out=out) is out
+    assert torch.equal(out, read(message(codec, page), 3000))
 
 
 @pytest.mark.parametrize("codec", ["none", *LOSSY])
@@ -170,7 +184,7 @@ def test_damage_is_refused_or_harmless(codec):
         if dice.random() < 0.3:
             bad = bad[: dice.randrange(len(bad))]
         try:
-            assert decode(bytes(bad), 700).shape == (700,)
+            assert read(bytes(bad), 700).shape == (700,)
         except StoreError as error:
             assert "no encoded page" in str(error)
 
@@ -179,16 +193,16 @@ def test_damage_is_refused_or_harmless(codec):
 @settings(max_examples=200, deadline=None)
 def test_random_bytes_are_refused(data):
     with pytest.raises(StoreError, match="no encoded page"):
-        decode(data, 16)
+        read(data, 16)
 
 
 def test_sizes_are_checked_before_memory_is_taken():
     huge = struct.pack("<BBHIQQ", 2, 1, 1, 512, 1 << 60, 0)
     with pytest.raises(StoreError, match="elements of float32, not 16"):
-        decode(huge, 16)
+        read(huge, 16)
     wrong = message("int8", normal(16))
     with pytest.raises(StoreError, match="not 16 of torch.float64"):
-        decode(wrong, 16, torch.float64)
+        read(wrong, 16, torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +217,7 @@ def test_sizes_are_checked_before_memory_is_taken():
 def test_positions_outside_the_page_are_refused(body, words):
     header = struct.pack("<BBHIQQ", 3, 1, 1, 2, 16, len(body))
     with pytest.raises(StoreError, match=words):
-        decode(header + body, 16)
+        read(header + body, 16)
 
 
 @pytest.mark.parametrize("text", ["", "gzip", "int8:2", "topk:0", "topk:2", "topk:x", "topk:", "topk:nan"])

@@ -1,6 +1,18 @@
 """Gradients in fewer bytes: codecs with error feedback, and the choice among them. See README.md for the format."""
 
 from gradbase.store.codec._choice import Choice, CodecSpeed, choose, measure_speeds
-from gradbase.store.codec._codec import Codec, Compressor, decode, encode, parse_codec
+from gradbase.store.codec._codec import Codec, Compressor, Message, decode, encode, parse_codec, split
 
-__all__ = ["Choice", "Codec", "CodecSpeed", "Compressor", "choose", "decode", "encode", "measure_speeds", "parse_codec"]
+__all__ = [
+    "Choice",
+    "Codec",
+    "CodecSpeed",
+    "Compressor",
+    "Message",
+    "choose",
+    "decode",
+    "encode",
+    "measure_speeds",
+    "parse_codec",
+    "split",
+]

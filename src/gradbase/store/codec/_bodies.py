@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from gradbase.store.codec._format import HEADER, Header, damaged
+from gradbase.store.codec._format import Header, damaged
 
 Floats = NDArray[np.float32]
-Message = NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
 
 INT8_BLOCK = 512
 ONEBIT_BLOCK = 1024
@@ -31,14 +31,14 @@ _RETRIES = 4
 
 
 class Body(NamedTuple):
-    """A codec: `encode(values, share) -> (message with an empty header, extra)` and `decode(header, body, out)`."""
+    """A codec: `encode(values, share) -> (body, extra)` and `decode(header, body, out)`."""
 
-    encode: Callable[[Floats, float], tuple[Message, int]]
+    encode: Callable[[Floats, float], tuple[Bytes, int]]
     decode: Callable[[Header, memoryview, Floats], None]
 
 
-def _encode_bf16(values: Floats, share: float) -> tuple[Message, int]:
-    out, (codes,) = _message((len(values), np.uint16))
+def _encode_bf16(values: Floats, share: float) -> tuple[Bytes, int]:
+    out, (codes,) = _body((len(values), np.uint16))
     rounded = torch.from_numpy(codes).view(torch.bfloat16).copy_(torch.from_numpy(values))
     torch.from_numpy(values).sub_(rounded)
     return out, 0
@@ -50,8 +50,8 @@ def _decode_bf16(header: Header, body: memoryview, out: Floats) -> None:
     torch.from_numpy(out).copy_(codes.view(torch.bfloat16))
 
 
-def _encode_int8(values: Floats, share: float) -> tuple[Message, int]:
-    out, (scales, codes) = _message((_blocks(len(values), INT8_BLOCK), np.float32), (len(values), np.int8))
+def _encode_int8(values: Floats, share: float) -> tuple[Bytes, int]:
+    out, (scales, codes) = _body((_blocks(len(values), INT8_BLOCK), np.float32), (len(values), np.int8))
     for part, scale, code in _squares(values, scales, codes, INT8_BLOCK):
         work = _scratch(part)
         np.max(np.abs(part, out=work), axis=1, out=scale)
@@ -71,10 +71,10 @@ def _decode_int8(header: Header, body: memoryview, out: Floats) -> None:
         _multiply(part, scale, part)
 
 
-def _encode_onebit(values: Floats, share: float) -> tuple[Message, int]:
+def _encode_onebit(values: Floats, share: float) -> tuple[Bytes, int]:
     """Signs and the mean magnitude of each block, which minimizes the squared error for given signs."""
     blocks = _blocks(len(values), ONEBIT_BLOCK)
-    out, (scales, bits) = _message((blocks, np.float32), (-(-len(values) // 8), np.uint8))
+    out, (scales, bits) = _body((blocks, np.float32), (-(-len(values) // 8), np.uint8))
     bits[:] = np.packbits(values >= 0)
     for part, scale, sign in _squares(values, scales, _signs(bits, len(values)), ONEBIT_BLOCK):
         np.mean(np.abs(part, out=_scratch(part)), axis=1, out=scale)
@@ -106,10 +106,10 @@ def _signs(bits: NDArray[np.uint8], numel: int, out: Floats | None = None) -> Fl
 _SIGNS: Floats = (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * 2.0 - 1.0).astype(np.float32)
 
 
-def _encode_topk(values: Floats, share: float) -> tuple[Message, int]:
+def _encode_topk(values: Floats, share: float) -> tuple[Bytes, int]:
     wanted = min(math.ceil(len(values) * share), len(values))
     positions = largest(values, wanted)
-    out, (places, kept) = _message((len(positions), np.int32), (len(positions), np.float32))
+    out, (places, kept) = _body((len(positions), np.int32), (len(positions), np.float32))
     places[:] = positions
     kept[:] = values[positions]
     values[positions] = 0
@@ -164,11 +164,11 @@ BODIES: Mapping[str, Body] = {
 }
 
 
-def _message(*parts: tuple[int, DTypeLike]) -> tuple[Message, list[NDArray[Any]]]:
-    """A message with room for (count, dtype) arrays after the header, and the arrays as views into it."""
+def _body(*parts: tuple[int, DTypeLike]) -> tuple[Bytes, list[NDArray[Any]]]:
+    """A body with room for (count, dtype) arrays, and the arrays as views into it."""
     sizes = [count * np.dtype(kind).itemsize for count, kind in parts]
-    out = np.empty(HEADER.size + sum(sizes), np.uint8)
-    views, offset = [], HEADER.size
+    out = np.empty(sum(sizes), np.uint8)
+    views, offset = [], 0
     for (count, kind), size in zip(parts, sizes, strict=True):
         views.append(np.frombuffer(out, kind, count, offset))
         offset += size

@@ -77,15 +77,13 @@ def _measure(codec: Codec, pages: Sequence[torch.Tensor]) -> CodecSpeed:
     encoding, decoding, sent = [], [], 0
     for _ in range(_REPEATS):
         start = time.process_time()
-        parts = [encode(codec, page, residual) for page, residual in zip(pages, residuals, strict=True)]
+        messages = [encode(codec, page, residual) for page, residual in zip(pages, residuals, strict=True)]
         middle = time.process_time()
-        messages = [b"".join(part) if len(part) > 1 else part[0] for part in parts]
-        begin = time.process_time()
         for message, out in zip(messages, outs, strict=True):
             decode(message, out.numel(), out=out)
         encoding.append(middle - start)
-        decoding.append(time.process_time() - begin)
-        sent = sum(map(len, messages))
+        decoding.append(time.process_time() - middle)
+        sent = sum(message.nbytes for message in messages)
     tick = time.get_clock_info("process_time").resolution
     best = [nbytes / max(min(times), tick) for times in (encoding, decoding)]
     return CodecSpeed(best[0], best[1], sent / nbytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradbase.common.errors import UsageError
 from gradbase.store.codec._bodies import BODIES
-from gradbase.store.codec._format import CODECS, HEADER, damaged, pack_header, read_header, write_header
+from gradbase.store.codec._format import CODECS, HEADER, damaged, pack_header, read_header
 
 Buffer = bytes | bytearray | memoryview
 SHARE = 0.01
@@ -49,12 +50,23 @@ def parse_codec(text: str) -> Codec:
     return codec
 
 
-def encode(codec: Codec, page: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[Buffer, ...]:
-    """A page, flat [n], as buffers that together are the message.
+class Message(NamedTuple):
+    """An encoded page: 24 bytes of header, and the body, which for "none" is the page's own memory."""
 
-    residual: float32 [n], what earlier messages left out; it is added before, and holds afterwards what this one
-    leaves out. Without, what the codec drops is lost. A page that goes as it is, is not copied: the last buffer is
-    its own memory, and it must not change until the message was sent.
+    head: bytes
+    body: Buffer
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.head) + len(self.body)
+
+
+def encode(codec: Codec, page: torch.Tensor, residual: torch.Tensor | None = None) -> Message:
+    """Encode a page, flat [n].
+
+    residual: float32 [n], what earlier messages left out; it is added before, and holds afterwards what this one leaves
+    out. Without, what the codec drops is lost. A page that goes as it is, is not copied: it must not change until the
+    message was sent.
     """
     dtype = str(page.dtype).removeprefix("torch.")
     if not codec.lossy or dtype not in LOSSY_DTYPES or page.numel() == 0:
@@ -65,8 +77,7 @@ def encode(codec: Codec, page: torch.Tensor, residual: torch.Tensor | None = Non
             residual.zero_()
         return _encode_none(page, dtype)
     out, extra = BODIES[codec.name].encode(total.numpy(), codec.share)
-    write_header(out, codec.name, dtype, extra, page.numel())
-    return (out.data,)
+    return Message(pack_header(codec.name, dtype, extra, page.numel(), len(out)), out.data)
 
 
 def _encodable(total: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -77,14 +88,14 @@ def _encodable(total: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def decode(
-    message: Buffer, numel: int, dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None
+    message: tuple[Buffer, Buffer], numel: int, dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The page in a message, [numel]; StoreError if it holds no page of that size and dtype.
+    """The page in a message's head and body, [numel]; StoreError if they hold no page of that size and dtype.
 
-    out: where to put it. Without, the result is new memory, or for "none" a view into the message if that is writable.
+    out: where to put it. Without, the result is new memory, or for "none" a view into the body if that is writable.
     """
-    view = memoryview(message).cast("B")
-    header, body = read_header(view), view[HEADER.size :]
+    head, body = (memoryview(part).cast("B") for part in message)
+    header = read_header(head, len(body))
     if header.numel != numel or header.dtype != str(dtype).removeprefix("torch."):
         raise damaged(f"it holds {header.numel} elements of {header.dtype}, not {numel} of {dtype}")
     if header.codec == "none":
@@ -95,7 +106,13 @@ def decode(
     direct = out is not None and dtype == torch.float32
     values = out if out is not None and direct else torch.empty(numel)
     BODIES[header.codec].decode(header, body, values.numpy())
-    return values if direct or out is None and dtype == torch.float32 else _cast(values, dtype, out)
+    return values if direct or (out is None and dtype == torch.float32) else _cast(values, dtype, out)
+
+
+def split(message: Buffer) -> tuple[memoryview, memoryview]:
+    """Head and body of a message in one piece, as a log keeps it."""
+    view = memoryview(message).cast("B")
+    return view[: HEADER.size], view[HEADER.size :]
 
 
 def _cast(values: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
@@ -114,13 +131,13 @@ class Compressor:
         self.sent_nbytes = 0
         self._residuals: dict[int, torch.Tensor] = {}
 
-    def encode(self, number: int, page: torch.Tensor) -> tuple[Buffer, ...]:
-        """The gradient of a page, flat, as the buffers to push: once a push, what is sent again is the same bytes."""
+    def encode(self, number: int, page: torch.Tensor) -> Message:
+        """The gradient of a page, flat, as what to push: once a push, for what is sent again is the same bytes."""
         codec = self.codecs.get(number, Codec())
         residual = self._residual(number, page) if codec.lossy and page.is_floating_point() else None
         message = encode(codec, page, residual)
         self.raw_nbytes += page.numel() * page.element_size()
-        self.sent_nbytes += sum(map(len, message))
+        self.sent_nbytes += message.nbytes
         return message
 
     def state(self) -> dict[int, torch.Tensor]:
@@ -142,11 +159,11 @@ def _float32(page: torch.Tensor) -> torch.Tensor:
     return page.detach().to(torch.float32, copy=True)
 
 
-def _encode_none(page: torch.Tensor, dtype: str) -> tuple[Buffer, ...]:
+def _encode_none(page: torch.Tensor, dtype: str) -> Message:
     if page.numel() == 0:
-        return (pack_header("none", dtype, 0, 0, 0),)
+        return Message(pack_header("none", dtype, 0, 0, 0), b"")
     flat: NDArray[np.uint8] = page.detach().contiguous().view(-1).view(torch.uint8).numpy()
-    return pack_header("none", dtype, 0, page.numel(), len(flat)), flat.data
+    return Message(pack_header("none", dtype, 0, page.numel(), len(flat)), flat.data)
 
 
 def _decode_none(body: memoryview, numel: int, dtype: torch.dtype) -> torch.Tensor:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gradbase.common.errors import StoreError
 from gradbase.store.layout import ITEM_BYTES
 
@@ -32,22 +29,17 @@ def pack_header(codec: str, dtype: str, extra: int, numel: int, nbytes: int) -> 
     return HEADER.pack(CODECS.index(codec), _DTYPES.index(dtype), VERSION, extra, numel, nbytes)
 
 
-def write_header(out: NDArray[np.uint8], codec: str, dtype: str, extra: int, numel: int) -> None:
-    """Fill the first 24 bytes of a message whose body is the rest of `out`."""
-    out[: HEADER.size] = np.frombuffer(pack_header(codec, dtype, extra, numel, len(out) - HEADER.size), np.uint8)
-
-
-def read_header(message: memoryview) -> Header:
-    """The header, if the message is as long as it says."""
-    if len(message) < HEADER.size:
-        raise damaged(f"{len(message)} bytes are shorter than a header")
-    codec, dtype, version, extra, numel, nbytes = HEADER.unpack_from(message)
+def read_header(head: memoryview, nbytes: int) -> Header:
+    """The header of a message whose body has `nbytes`."""
+    if len(head) != HEADER.size:
+        raise damaged(f"{len(head)} bytes are no header")
+    codec, dtype, version, extra, numel, promised = HEADER.unpack(head)
     if version != VERSION:
         raise damaged(f"it has format version {version}, this program reads {VERSION}")
     if codec >= len(CODECS) or dtype >= len(_DTYPES):
         raise damaged(f"it names codec {codec} and dtype {dtype}, which do not exist")
-    if nbytes != len(message) - HEADER.size:
-        raise damaged(f"its header promises {nbytes} bytes, {len(message) - HEADER.size} follow")
+    if promised != nbytes:
+        raise damaged(f"its header promises {promised} bytes, {nbytes} follow")
     return Header(CODECS[codec], _DTYPES[dtype], extra, numel, nbytes)
 
 

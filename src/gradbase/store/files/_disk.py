@@ -94,11 +94,14 @@ class DiskFile:
     def read(self, offset: int, nbytes: int) -> bytes:
         if self.direct:
             return self._read_direct(offset, nbytes)
-        parts, position = [], 0
-        while position < nbytes and (part := os.pread(self._fd, nbytes - position, offset + position)):
-            parts.append(part)
-            position += len(part)
-        return b"".join(parts)
+        memory = bytearray(min(nbytes, max(self.size() - offset, 0)))
+        return bytes(memory[: self.read_into(offset, memoryview(memory))])
+
+    def read_into(self, offset: int, memory: memoryview) -> int:
+        position = 0
+        while position < len(memory) and (moved := os.preadv(self._fd, [memory[position:]], offset + position)):
+            position += moved
+        return position
 
     def write(self, offset: int, data: memoryview) -> None:
         position = 0

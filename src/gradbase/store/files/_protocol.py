@@ -24,6 +24,9 @@ class File(Protocol):
     def read(self, offset: int, nbytes: int) -> bytes:
         """Bytes from `offset`; fewer than `nbytes` only at the end of the file."""
 
+    def read_into(self, offset: int, memory: memoryview) -> int:
+        """Fill `memory` from `offset` without a copy, of a file in mode "plain"; the bytes there were."""
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at `offset`."""
 

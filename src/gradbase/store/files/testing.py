@@ -194,6 +194,11 @@ class MemoryFile:
     def read(self, offset: int, nbytes: int) -> bytes:
         return bytes(self._content.now[offset : offset + nbytes])
 
+    def read_into(self, offset: int, memory: memoryview) -> int:
+        data = self.read(offset, len(memory))
+        memory[: len(data)] = data
+        return len(data)
+
     def write(self, offset: int, data: memoryview) -> None:
         if self.direct:
             assert offset % BLOCK_BYTES == 0 and len(data) % BLOCK_BYTES == 0, "direct writes are aligned"

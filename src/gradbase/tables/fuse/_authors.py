@@ -14,7 +14,9 @@ Author = tuple[str, str]  # last name, initial ("" where unknown)
 
 _BETWEEN = re.compile(r"\s*(?:[;|/&]|\band\b)\s*", re.IGNORECASE)
 _ASIDE = re.compile(r"\([^)]*\)?")
-_TITLES = frozenset(("by", "jr", "sr", "ii", "iii", "phd", "md", "dr", "prof", "mr", "mrs", "ed", "eds", "editor", "editors"))
+_TITLES = frozenset(
+    ("by", "jr", "sr", "ii", "iii", "phd", "md", "dr", "prof", "mr", "mrs", "ed", "eds", "editor", "editors")
+)
 
 
 def author_key(value: Any) -> str:

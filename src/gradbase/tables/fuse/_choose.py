@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gradbase.tables.fuse._copying import Copying, detect, nothing_copied
-from gradbase.tables.fuse._discrete import Fit, Model, fit, link, predict, without_similarity
-from gradbase.tables.fuse._gates import Folds, Gate, best_sharpness, judge
+from gradbase.tables.fuse._discrete import Fit, Model, fit, link, posterior, predict, without_similarity
+from gradbase.tables.fuse._gates import SHARPNESSES, Folds, Gate, best_sharpness, judge
 from gradbase.tables.fuse._problem import Problem
 from gradbase.tables.fuse._relations import EXACT, relate_candidates
+from gradbase.tables.fuse._temporal import Timeline, chain, claim_beliefs, dated_claims, rates, refine
 from gradbase.tables.fuse._types import AttributeOptions, Config, Floats
 
 GATED_CLAIMS_MAX = 120_000  # of larger problems a part decides what is kept
@@ -36,6 +37,7 @@ class Solution:
     weight: Floats
     sharpness: float
     copying: Copying
+    timeline: Timeline | None
     gates: tuple[Gate, ...]
 
 
@@ -45,6 +47,7 @@ class _Choice:
     lifted: bool
     copied: bool
     sharpness: float
+    rate: float  # of change in time; 0 where the truth is constant
     gates: tuple[Gate, ...]
 
 
@@ -57,7 +60,10 @@ def solve(problem: Problem, options: Mapping[int, AttributeOptions], config: Con
     fitted = fit(model, weight, config.iterations_max)
     if choice.copied:
         fitted, weight, copying = _discounted(model, fitted, problem.weight, config)
-    return Solution(model, fitted, weight, choice.sharpness, copying, choice.gates)
+    chains, timeline = chain(model) if choice.rate else None, None
+    if chains is not None:
+        fitted, timeline = refine(model, chains, fitted, weight, choice.sharpness, choice.rate)
+    return Solution(model, fitted, weight, choice.sharpness, copying, timeline, choice.gates)
 
 
 def _model(problem: Problem, options: Mapping[int, AttributeOptions], similar: bool) -> Model:
@@ -99,7 +105,39 @@ def _choose(
         model, fits = flat, flat_fits
     copied, fits = _judge_copies(model, folds, fits, config, gates)
     sharpness, gate = best_sharpness(folds, model, fits)
-    return _Choice(similar, model.lifted, copied, sharpness, (*gates, gate))
+    gates.append(gate)
+    rate, sharpness = _judge_time(model, folds, fits, sharpness, gates)
+    return _Choice(similar, model.lifted, copied, sharpness, rate, tuple(gates))
+
+
+def _judge_time(
+    model: Model, folds: Folds, fits: list[Fit], sharpness: float, gates: list[Gate]
+) -> tuple[float, float]:
+    """The rate of change that predicts dated claims best, and how sharp posteriors are then; a rate of 0 when a
+    constant truth predicts as well."""
+    chains = chain(model)
+    if chains is None:
+        return 0.0, sharpness
+    dated = dated_claims(model, chains)
+
+    def likelihood(rate: float, sharpness: float) -> Floats:
+        found = []
+        for fitted, held in zip(fits, folds.held, strict=True):
+            beliefs = None
+            if rate:
+                weight = folds.weight * ~held
+                fitted, timeline = refine(model, chains, fitted, weight, sharpness, rate)
+                beliefs = claim_beliefs(model, timeline, posterior(model, fitted.score, sharpness)[0])
+            found.append(predict(model, fitted, held, sharpness, beliefs)[dated[held]])
+        return np.concatenate(found)
+
+    tried = {(rate, sharpness): likelihood(rate, sharpness) for rate in rates(model, chains)}
+    best = max(tried, key=lambda key: float(tried[key].sum()))
+    # What looked like dependent sources may have been change.
+    tried |= {(best[0], sharp): likelihood(best[0], sharp) for sharp in SHARPNESSES if sharp > sharpness}
+    best = max(tried, key=lambda key: float(tried[key].sum()))
+    gates.append(judge("time", likelihood(0.0, sharpness), tried[best]))
+    return best if gates[-1].kept else (0.0, sharpness)
 
 
 def _judge_copies(

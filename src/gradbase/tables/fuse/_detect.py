@@ -15,7 +15,9 @@ from gradbase.tables.fuse._types import AttributeOptions, Claims, Floats, Hierar
 _MOSTLY = 0.95  # of the distinct values, to be numbers or dates
 _LISTS = 0.10  # of the distinct values have a semicolon between authors
 _SEVERAL = 0.25  # of (source, item) pairs have more than one value: members of a set
-_EXACT_AGREEMENT = 0.3  # beyond chance, of two claims of one item: below it numbers are measured, not told
+_EXACT_AGREEMENT = 0.12  # beyond chance, of two claims of one item: below it numbers are measured, not told
+_POPULAR = 0.05  # of all claims: so common a number (nothing, the end of a scale) says little when two agree on it
+_RARE_SHARE = 0.2  # of the claims: fewer with other than popular numbers, and those are counted too
 _PAIRS_MIN = 200  # of claims of one item, to tell for one attribute; with fewer, all numbers are looked at together
 _LOOKED_AT = 5000  # distinct values
 _NUMBERS = "numbers, told or measured"
@@ -105,6 +107,9 @@ def _same_pairs(claims: Claims, rows: Ints) -> Floats:
     known = np.array([number is not None for number in numbers], dtype=np.bool_)
     _, value = np.unique(np.array([number for number in numbers if number is not None]), return_inverse=True)
     item = claims.object[rows][known]
+    rare = (np.bincount(value, minlength=1) <= max(1.0, _POPULAR * len(value)))[value]
+    if rare.sum() >= _RARE_SHARE * len(value):
+        item, value = item[rare], value[rare]
     item_value = item * (int(value.max(initial=0)) + 1) + value
     return np.array([_pairs(group) for group in (item_value, item, value, np.zeros_like(item))])
 

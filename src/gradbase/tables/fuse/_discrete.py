@@ -105,7 +105,7 @@ def fit(model: Model, weight: Floats, iterations_max: int, start: Fit | None = N
     for _ in range(iterations_max):
         score = scores(model, profile, lift, weight)
         probability, unclaimed = posterior(model, score)
-        counts = _counts(model, probability, weight * shared)
+        counts = _counts(model, probability[model.links.true], weight * shared)
         profile, mean = _profiles(model, counts, mean)
         if model.lifted:
             lift = _lifts(problem, profile, probability, weight * shared)
@@ -154,11 +154,18 @@ def posterior(model: Model, score: Floats, sharpness: float = 1.0) -> tuple[Floa
     return raised / total[problem.candidate_item], rest / total
 
 
-def _counts(model: Model, probability: Floats, weight: Floats) -> Floats:
+def profiles_of(model: Model, beliefs: Floats, weight: Floats, mean: Floats) -> tuple[Floats, Floats, Floats]:
+    """profile, counts and mean, given how probably each link's value was true when it was claimed (links,)."""
+    counts = _counts(model, beliefs, weight * _shared(model.problem, weight))
+    profile, mean = _profiles(model, counts, mean)
+    return profile, counts, mean
+
+
+def _counts(model: Model, beliefs: Floats, weight: Floats) -> Floats:
     """(sources, RELATIONS) how often each source's claims stand in each relation to the truth, in expectation."""
     links, problem = model.links, model.problem
     cell = problem.source[links.claim] * RELATIONS + links.relation
-    held = weight[links.claim] * probability[links.true]
+    held = weight[links.claim] * beliefs
     counts = np.bincount(cell, held, problem.sources * RELATIONS).reshape(-1, RELATIONS)
     counts[:, OTHER] = np.maximum(problem.per_source(weight) - counts[:, :OTHER].sum(axis=1), 0.0)
     return counts if model.known is None else counts + model.known
@@ -192,10 +199,13 @@ def _lifts(problem: Problem, profile: Floats, probability: Floats, weight: Float
     return np.log(for_right / for_wrong)
 
 
-def predict(model: Model, fitted: Fit, held: Bools, sharpness: float = 1.0) -> Floats:
+def predict(
+    model: Model, fitted: Fit, held: Bools, sharpness: float = 1.0, beliefs: Floats | None = None
+) -> Floats:
     """(held claims,) log probability of claims, from the truths that the others gave.
 
-    A value that only held claims have is no candidate: it is one of the domain that nobody claimed.
+    A value that only held claims have is no candidate: it is one of the domain that nobody claimed. `beliefs` (links,)
+    stand for the posterior where the truth changes in time.
     """
     problem, links = model.problem, model.links
     alive = np.bincount(problem.candidate[~held], minlength=problem.candidates) > 0
@@ -205,8 +215,9 @@ def predict(model: Model, fitted: Fit, held: Bools, sharpness: float = 1.0) -> F
     other = other * np.exp(-log_domain[item])
     used = held[links.claim]
     claim, true = links.claim[used], links.true[used]
+    believed = probability[true] if beliefs is None else alive[true] * beliefs[used]
     related = fitted.profile[problem.source[claim], links.relation[used]] * np.exp(links.choices[used])
-    extra = np.bincount(claim, probability[true] * (related - other[claim]), problem.claims)
+    extra = np.bincount(claim, believed * (related - other[claim]), problem.claims)
     novel = ~alive[problem.candidate] * unclaimed[item] * exact * np.exp(-log_domain[item])
     return np.log(np.maximum(other + extra + novel, 1e-12))[held]
 

@@ -11,6 +11,8 @@ from gradbase.tables.fuse import _measured as measured
 from gradbase.tables.fuse import _tables as tables
 from gradbase.tables.fuse._choose import Known, solve
 from gradbase.tables.fuse._detect import kind_of, read_options
+from gradbase.tables.fuse._history import history
+from gradbase.tables.fuse._members import find_members
 from gradbase.tables.fuse._problem import Problem, build, read_keys
 from gradbase.tables.fuse._types import AttributeOptions, Claims, Config, Hierarchy, Ints, Result, Table
 
@@ -49,6 +51,8 @@ def infer(
     for code, kind in kinds.items():
         if kind.name == "measure":
             _add_measured(parts, build(claims, kinds, keys, _rows_of(claims, [code])), code, config)
+        elif kind.name == "set":
+            _add_set(parts, build(claims, kinds, keys, _rows_of(claims, [code])), code, config)
     return _result(parts, {claims.attribute_names[code]: option.kind for code, option in options.items()})
 
 
@@ -60,10 +64,13 @@ def _add_discrete(parts: _Parts, problem: Problem, options: dict[int, AttributeO
     if not problem.claims:
         return
     solution = solve(problem, options, config, Known())
-    parts.truths.append(tables.discrete_truths(solution))
+    decision = tables.decide(solution)
+    parts.truths.append(tables.discrete_truths(solution, decision))
     parts.sources.append(tables.discrete_sources(solution, config.level))
     parts.copies.append(tables.copies(solution))
-    parts.why.append(tables.discrete_why(solution))
+    parts.why.append(tables.discrete_why(solution, decision))
+    if solution.timeline is not None:
+        parts.history.append(history(problem, solution.timeline))
     parts.gates.append(tables.gates(solution.gates))
 
 
@@ -77,6 +84,15 @@ def _add_measured(parts: _Parts, problem: Problem, attribute: int, config: Confi
     parts.sources.append(tables.measured_sources(problem, found, data, attribute, config.level))
     parts.why.append(tables.measured_why(problem, found, data))
     parts.gates.append(tables.gates(found.gates))
+
+
+def _add_set(parts: _Parts, problem: Problem, attribute: int, config: Config) -> None:
+    if not problem.claims:
+        return
+    found = find_members(problem, config.iterations_max)
+    parts.truths.append(tables.member_truths(problem, found))
+    parts.sources.append(tables.member_sources(problem, found, attribute, config.level))
+    parts.why.append(tables.member_why(problem, found))
 
 
 def _result(parts: _Parts, kinds: Mapping[str, str]) -> Result:

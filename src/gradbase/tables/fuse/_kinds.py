@@ -125,7 +125,10 @@ def numbers_resemble(one: Any, other: Any) -> float:
 
 # -- dates
 
-_DATE_FORMS = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d %B %Y", "%B %d, %Y", "%d %b %Y", "%b %d, %Y", "%Y%m%d")
+_DATE_FORMS = (
+    *("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%Y%m%d"),
+    *("%d %B %Y", "%B %d, %Y", "%d %b %Y", "%b %d, %Y"),
+)
 _PART_FORMS = (("%Y-%m", "%Y-%m"), ("%B %Y", "%Y-%m"), ("%b %Y", "%Y-%m"), ("%Y", "%Y"))
 
 

@@ -27,8 +27,9 @@ _UNDATED = -np.inf  # sorts before every time, and equals itself
 class Problem:
     """The claims of some attributes. Claims: (claims,), candidates: (candidates,), items: (items,).
 
-    row: the claim's row in the input, of several that say the same the most confident. weight: its confidence, 1 where
-    unknown, shared among the times at which its source repeats it. draw: (claims,) in [0, 1), a fixed random number that depends on content only.
+    row: the claim's row in the input, of several that say the same the most confident.
+    weight: its confidence, 1 where unknown, shared among the times at which its source repeats it.
+    draw: (claims,) in [0, 1), a fixed random number that depends on content only.
     cell: one number per (source, attribute, key).
     """
 
@@ -117,7 +118,8 @@ def read_keys(claims: Claims, kinds: Mapping[int, Kind]) -> Keys:
         local, distinct = factorize(kind.keys(raws))
         own = np.where(local >= 0, local + len(keys), -1)[raw_codes] if len(raws) else raw_codes
         codes[rows] = np.where(raw_codes >= 0, own, -1)
-        values.extend(_commonest(local, raws, np.bincount(raw_codes[raw_codes >= 0], minlength=len(raws)), len(distinct)))
+        counts = np.bincount(raw_codes[raw_codes >= 0], minlength=len(raws))
+        values.extend(_commonest(local, raws, counts, len(distinct)))
         keys.extend(distinct)
     return Keys(codes, _objects(keys), _objects(values))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,9 @@ import numpy.typing as npt
 from gradbase.tables.fuse._choose import Solution
 from gradbase.tables.fuse._discrete import STRENGTH, UNCLAIMED, contributions, posterior
 from gradbase.tables.fuse._gates import Gate
+from gradbase.tables.fuse._history import best_of_chains, gains, last_beliefs
 from gradbase.tables.fuse._measured import Estimate, Measurements, interval_factor, quality
+from gradbase.tables.fuse._members import Members
 from gradbase.tables.fuse._problem import Problem
 from gradbase.tables.fuse._relations import EXACT
 from gradbase.tables.fuse._types import Floats, Ints, Objects, Table
@@ -58,18 +61,42 @@ def winners(problem: Problem, score: Floats) -> tuple[Ints, Ints]:
     return order[starts], second
 
 
-def discrete_truths(solution: Solution) -> Table:
-    problem = solution.model.problem
+@dataclass(frozen=True)
+class Decision:
+    """best, second (items,): candidates, -1 for none; probability, other (items,): theirs, `other` that of any
+    unclaimed value where there is no second."""
+
+    best: Ints
+    second: Ints
+    probability: Floats
+    other: Floats
+
+
+def decide(solution: Solution) -> Decision:
+    """What is true, now where it changes."""
+    problem, timeline = solution.model.problem, solution.timeline
     probability, unclaimed = posterior(solution.model, solution.fit.score, solution.sharpness)
     best, second = winners(problem, solution.fit.score)
+    if timeline is not None:
+        chains, beliefs = timeline.chains, last_beliefs(timeline)
+        first = best_of_chains(timeline, len(chains.item), beliefs)
+        best[chains.item] = chains.values[first]
+        second[chains.item] = chains.values[best_of_chains(timeline, len(chains.item), beliefs, but=first)]
+        claimed = 1 - unclaimed[problem.candidate_item[chains.values]]
+        probability[chains.values] = np.maximum(beliefs, 1e-300) * claimed
+    return Decision(best, second, probability[best], np.where(second >= 0, probability[second], unclaimed))
+
+
+def discrete_truths(solution: Solution, decision: Decision) -> Table:
+    problem = solution.model.problem
     missing = np.full(problem.items, np.nan)
     return {
         "object": problem.object,
         "attribute": problem.attribute,
-        "value": problem.value[best],
-        "probability": probability[best],
-        "runner_up": _values_or_none(problem.value, second),
-        "runner_up_probability": np.where(second >= 0, probability[second], unclaimed),
+        "value": problem.value[decision.best],
+        "probability": decision.probability,
+        "runner_up": _values_or_none(problem.value, decision.second),
+        "runner_up_probability": decision.other,
         "claims": problem.per_item(),
         "low": missing,
         "high": missing,
@@ -81,19 +108,16 @@ def _values_or_none(values: Objects, position: Ints) -> Objects:
     return chosen
 
 
-def discrete_why(solution: Solution) -> Table:
+def discrete_why(solution: Solution, decision: Decision) -> Table:
     """Each claim's log-odds for the winner over the runner-up (over any unclaimed value where there is none)."""
-    model, links = solution.model, solution.model.links
-    problem, fitted, sharpness = model.problem, solution.fit, solution.sharpness
-    best, second = winners(problem, fitted.score)
-    gained = contributions(model, fitted.profile, fitted.lift, solution.weight)
-    item = problem.candidate_item[links.true]
-    sign = (best[item] == links.true).astype(np.float64) - (second[item] == links.true)
-    log_odds = sharpness * np.bincount(links.claim, sign * gained, problem.claims)
-    alone = second < 0
-    before = np.where(alone, -np.log(UNCLAIMED), 0.0)
-    if model.evidence is not None:
-        before += model.evidence[best] - np.where(alone, 0.0, model.evidence[second])
+    model = solution.model
+    problem = model.problem
+    log_odds, before = _claim_odds(solution, decision), _prior_odds(solution, decision)
+    if solution.timeline is not None:
+        chains = solution.timeline.chains
+        places = chains.place[decision.best[chains.item]], chains.place[decision.second[chains.item]]
+        log_odds[chains.claim] = gains(solution.timeline, *places)
+        before[chains.item] = 0.0
     claims = {
         "claim": problem.row,
         "object": problem.object[problem.item],
@@ -103,7 +127,25 @@ def discrete_why(solution: Solution) -> Table:
         "member": np.full(problem.claims, None),
         "log_odds": log_odds,
     }
-    return stack(WHY, [claims, _prior_rows(problem, sharpness * before)])
+    return stack(WHY, [claims, _prior_rows(problem, before)])
+
+
+def _claim_odds(solution: Solution, decision: Decision) -> Floats:
+    """(claims,)"""
+    model, links, fitted = solution.model, solution.model.links, solution.fit
+    gained = contributions(model, fitted.profile, fitted.lift, solution.weight)
+    item = model.problem.candidate_item[links.true]
+    sign = (decision.best[item] == links.true).astype(np.float64) - (decision.second[item] == links.true)
+    return solution.sharpness * np.bincount(links.claim, sign * gained, model.problem.claims)
+
+
+def _prior_odds(solution: Solution, decision: Decision) -> Floats:
+    """(items,) what was known before any claim."""
+    alone, evidence = decision.second < 0, solution.model.evidence
+    before = np.where(alone, -np.log(UNCLAIMED), 0.0)
+    if evidence is not None:
+        before += evidence[decision.best] - np.where(alone, 0.0, evidence[decision.second])
+    return solution.sharpness * before
 
 
 def _prior_rows(problem: Problem, log_odds: Floats) -> Table:
@@ -237,4 +279,74 @@ def gates(tried: Sequence[Gate]) -> Table:
         "name": np.array([gate.name for gate in tried], dtype=np.object_),
         "kept": np.array([gate.kept for gate in tried], dtype=np.bool_),
         "gain": np.array([gate.gain for gate in tried], dtype=np.float64),
+    }
+
+
+# -- sets
+
+
+def member_truths(problem: Problem, found: Members) -> Table:
+    """One row per member more probable than not, and the best of an item that has none."""
+    best, _ = winners(problem, found.score)
+    chosen = found.score > 0
+    chosen[best] = True
+    member = np.flatnonzero(chosen)
+    item = problem.candidate_item[member]
+    missing = np.full(len(member), np.nan)
+    return {
+        "object": problem.object[item],
+        "attribute": problem.attribute[item],
+        "value": problem.value[member],
+        "probability": found.probability[member],
+        "runner_up": np.full(len(member), None),
+        "runner_up_probability": 1 - found.probability[member],
+        "claims": problem.per_candidate()[member],
+        "low": missing,
+        "high": missing,
+    }
+
+
+def member_why(problem: Problem, found: Members) -> Table:
+    """For every value its claims, and one row without a claim for the sources that left it out."""
+    value = problem.value[problem.candidate]
+    claims = {
+        "claim": problem.row,
+        "object": problem.object[problem.item],
+        "attribute": problem.attribute[problem.item],
+        "source": problem.source,
+        "value": value,
+        "member": value,
+        "log_odds": found.claimed,
+    }
+    nothing = np.full(problem.candidates, -1, dtype=np.int64)
+    omitted = {
+        "claim": nothing,
+        "object": problem.object[problem.candidate_item],
+        "attribute": problem.attribute[problem.candidate_item],
+        "source": nothing,
+        "value": np.full(problem.candidates, None),
+        "member": problem.value,
+        "log_odds": found.omitted,
+    }
+    return stack(WHY, [claims, omitted])
+
+
+def member_sources(problem: Problem, found: Members, attribute: int, level: float) -> Table:
+    """Quality is the expected share of true members among those claimed (precision)."""
+    count = problem.per_source()
+    source = np.flatnonzero(count > 0)
+    seen = found.right[source] + found.wrong[source] + STRENGTH
+    common = (found.right.sum() + 1) / (found.right.sum() + found.wrong.sum() + 2)
+    share = (found.right[source] + STRENGTH * common) / seen
+    low, high = wilson(share, seen, level)
+    missing = np.full(len(source), np.nan)
+    return {
+        "source": source,
+        "attribute": np.full(len(source), attribute),
+        "quality": share,
+        "low": low,
+        "high": high,
+        "claims": count[source],
+        "bias": missing,
+        "scale": missing,
     }

@@ -16,7 +16,8 @@ class Disk:
     full: bool = False
     records: list[Record] = field(default_factory=list)
     synced: int = 0  # how many of the records are durable
-    retired_lsn: int = 0
+    next_lsn: int = 0  # 0: whatever comes first
+    refused: bool = False
     checkpoints: dict[int, tuple[CheckpointState, Payload]] = field(default_factory=dict)
 
     def open(self, random: Random, lose: bool) -> int:
@@ -24,15 +25,21 @@ class Disk:
         if lose:
             kept = random.randint(self.synced, len(self.records))
             del self.records[kept:]
+            self.next_lsn = self.records[-1].lsn + 1 if self.records else 0
         self.synced = len(self.records)
+        self.refused = False
         self.owner += 1
         return self.owner
 
     def append(self, record: Record) -> bool:
-        if self.full:
+        """Whether it was taken: not when the disk is full, and then nothing until the refused record comes again."""
+        self.next_lsn = self.next_lsn or record.lsn
+        if self.full or (self.refused and record.lsn != self.next_lsn):
+            self.refused = True
             return False
-        expected = self.records[-1].lsn + 1 if self.records else None
-        assert expected in (None, record.lsn), f"LSN {record.lsn} where {expected} should follow"
+        assert self.next_lsn == record.lsn, f"LSN {record.lsn} where {self.next_lsn} should follow"
+        self.refused = False
+        self.next_lsn = record.lsn + 1
         self.records.append(record)
         return True
 

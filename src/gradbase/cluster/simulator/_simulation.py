@@ -9,16 +9,17 @@ zombies beside their successors; clocks that jump; workers that come and go.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from random import Random
+from traceback import extract_tb
 from typing import Any, TypeAlias
 
 from gradbase.cluster.simulator._disk import Disk
 from gradbase.cluster.simulator._plan import Fault, Plan
 from gradbase.cluster.simulator._values import CountPages, StepPages, gradient, unfailed
-from gradbase.store.machine import Coordinator, Phase, Session, Shard, new_coordinator, new_session, new_shard
+from gradbase.store.machine import Coordinator, Session, Shard, new_coordinator, new_session, new_shard
 from gradbase.store.machine.history import Violation, check, count_of
 from gradbase.store.machine.messages import (
     COORDINATOR,
@@ -46,9 +47,12 @@ LATENCY_US = 20  # and up to SPREAD_US more
 SPREAD_US = 200
 LATE_US_MAX = 40_000  # how late an odd message may be: several timeouts
 SYNC_US = 150
+SLOW_SYNC_SHARE = 0.1
+SLOW_SYNC_US = 20_000
 WRITE_US = 1_000
 COMPUTE_US = 300
 RESTART_US = 1_000
+ZOMBIE_US = 20_000  # how long after the last fault a process may go on beside its successor
 PATIENCE_US = 3_000_000  # after the last fault; then the run counts as stuck
 
 
@@ -107,7 +111,7 @@ class Simulation:
         self._draw = self._random.random
         self._odd = plan.odd
         self._calm = False
-        self._cut: list[Address] = []
+        self._cut: list[Process] = []
         self._heap: list[tuple[int, int, Address | None, Any]] = []
         self._order = 0
         self._counts = _Counts()
@@ -134,8 +138,8 @@ class Simulation:
         violations: list[Violation] = []
         try:
             self._go()
-        except AssertionError as error:  # a machine's own: it found itself where it must never be
-            violations.append(Violation("assertion", repr(error), len(self.history)))
+        except Exception as error:  # a machine found itself where it must never be
+            violations.append(Violation("crash", _where(error), len(self.history)))
         expected = self._expected_step if self.job.consistency == "bsp" else self._expected_count
         violations += check(self.job, self.history, expected)
         violations += self._judge_end() if not violations else []
@@ -202,7 +206,7 @@ class Simulation:
 
     def _send_oddly(self, process: Process, to: Address, message: Any, luck: float) -> None:
         self._counts.events += 1
-        if process.address in self._cut or to in self._cut:
+        if process in self._cut or self._at.get(to) in self._cut:
             return
         kind = int(luck * 2**30) % 4 if luck < self._odd else 3
         if kind == 0:
@@ -309,7 +313,11 @@ class Simulation:
             self._carry(process, process.machine.log_failed(lsn))
 
     def _sync(self, process: Process, effect: Sync) -> None:
-        delay_us = SYNC_US + int(self._draw() * SYNC_US)
+        disk = self._disks[process.address]
+        if disk.owner == process.incarnation and disk.next_lsn <= effect.lsn:
+            return  # a record of it was refused, which is told
+        slow = self._draw() < SLOW_SYNC_SHARE and not self._calm
+        delay_us = SYNC_US + int(self._draw() * (SLOW_SYNC_US if slow else SYNC_US))
         self._after(delay_us, partial(self._synced, process, effect.lsn))
 
     def _synced(self, process: Process, lsn: int) -> None:
@@ -320,9 +328,8 @@ class Simulation:
         if process.hung_until_us > self.now_us:
             self._put(process.hung_until_us, None, partial(self._synced, process, lsn))
             return
-        if disk.records and disk.records[-1].lsn >= lsn:  # else a record of it was refused, and that was told
-            disk.sync(lsn)
-            self._carry(process, machine.synced(lsn))
+        disk.sync(lsn)
+        self._carry(process, machine.synced(lsn))
 
     def _write_checkpoint(self, process: Process, effect: WriteCheckpoint) -> None:
         self._after(int(self._draw() * WRITE_US), partial(self._written, process, effect))
@@ -380,9 +387,6 @@ class Simulation:
         process = self._at.get(address)
         if fault.kind == "join":
             self._start_later(address, 0)
-        elif fault.kind == "partition":
-            self._cut.append(address)
-            self._after(fault.for_us, partial(self._cut.remove, address))
         elif fault.kind == "disk_full":
             self._disks[address].full = True
             self._after(fault.for_us, partial(setattr, self._disks[address], "full", False))
@@ -398,6 +402,9 @@ class Simulation:
             assert isinstance(process.machine, Session)
             self._carry(process, process.machine.leave())
             self._kill(process)
+        elif fault.kind == "partition":
+            self._cut.append(process)
+            self._after(fault.for_us, partial(self._cut.remove, process))
         elif fault.kind == "clock_jump":
             process.ahead_us += fault.amount
         elif fault.kind == "hang":
@@ -414,16 +421,19 @@ class Simulation:
             self._carry(coordinator, lost)
 
     def _calm_down(self) -> None:
-        """No more faults: messages arrive, whoever should be there is started, and zombies are gone."""
+        """No more faults: messages arrive, and whoever should be there is started. Zombies end some time later."""
         self._calm = True
         self._odd = 0.0
-        for zombie in list(self._zombies):
-            self._kill(zombie)
+        self._after(ZOMBIE_US, self._end_zombies)
         for process in self._at.values():
             process.slow_us = 0
         for address in (*self._disks, ("worker", 0)):
             if address not in self._at:
                 self._start_later(address, 0)
+
+    def _end_zombies(self) -> None:
+        for zombie in list(self._zombies):
+            self._kill(zombie)
 
     # The end.
 
@@ -477,5 +487,6 @@ class Simulation:
         return None if pages.value == right else Violation("I6", f"shard {shard} recovers {pages.value!r}", -1)
 
 
-def finished(coordinator: Coordinator) -> bool:
-    return coordinator.phase is Phase.DONE
+def _where(error: Exception) -> str:
+    frames = extract_tb(error.__traceback__)
+    return f"{error!r} at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"

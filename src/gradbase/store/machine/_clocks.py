@@ -236,6 +236,9 @@ class ClockShard(Shard):
         clock = tuple(self.clock)
         return ShardReport(self.shard, self.incarnation, self.term, (), 0, clock, self.used.ranges())
 
+    def _report_is_durable(self) -> bool:
+        return not self._unsynced
+
     def _forget(self) -> None:
         self._pending.clear()
         self._parts.clear()

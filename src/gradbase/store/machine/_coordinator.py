@@ -106,7 +106,7 @@ class Coordinator(ABC):
         self._lsn = 0
         self._unsynced: deque[Record] = deque()
         self._failed_lsn = 0
-        self._sync_under_way = False
+        self._sync_lsn = 0
         self._watch = Stopwatch(job.limits.tick_us_max)
         self._again_us = 0
         self._gathering_us = 0
@@ -143,7 +143,8 @@ class Coordinator(ABC):
         return out
 
     def synced(self, lsn: int) -> list[Effect]:
-        self._sync_under_way = False
+        if lsn >= self._sync_lsn:
+            self._sync_lsn = 0
         done: list[Record] = []
         while self._unsynced and self._unsynced[0].lsn <= lsn:
             done.append(self._unsynced.popleft())
@@ -158,7 +159,8 @@ class Coordinator(ABC):
     def log_failed(self, lsn: int) -> list[Effect]:
         """Nothing goes on without the log; it is tried again at every beat."""
         self._failed_lsn = min(lsn, self._failed_lsn or lsn)
-        self._sync_under_way = False
+        if self._sync_lsn >= lsn:
+            self._sync_lsn = 0
         return self._take()
 
     def worker_lost(self, worker: int, nonce: int) -> list[Effect]:
@@ -275,6 +277,9 @@ class Coordinator(ABC):
         for worker in sorted(self._joining):
             if self._has_room():
                 self.members[worker] = Member(worker, term, self._joining.pop(worker))
+        if not self.members:  # all went while the term was written
+            self.phase = Phase.GATHERING
+            return
         self._fence()
 
     def _fence(self) -> None:
@@ -428,12 +433,11 @@ class Coordinator(ABC):
         self._unsynced.append(record)
         if not self._failed_lsn:
             self._out.append(Append(record))
-            if not self._sync_under_way:
-                self._sync()
+            self._sync()
 
     def _sync(self) -> None:
-        if self._unsynced and not self._failed_lsn:
-            self._sync_under_way = True
+        if self._unsynced and not self._failed_lsn and not self._sync_lsn:
+            self._sync_lsn = self._lsn
             self._out.append(Sync(self._lsn))
 
     def _send_worker(self, worker: int, message: Message) -> None:

@@ -142,8 +142,8 @@ class ClockSession(Session):
         self._asking = self._idle = self._computing = False
         for shard in range(self._all):
             self._send_retained(shard)
-        if self._resting:  # some shards may have it: this sequence number can be nothing else any more
-            self._rest()
+        if self._resting:  # some shards may have had it in the term before: its number can be nothing else any more
+            self._push_nothing()
         else:
             self._next()
 
@@ -177,8 +177,12 @@ class ClockSession(Session):
 
     def _rest(self) -> None:
         """Nothing to do for now: a push of nothing tells the shards not to wait for this session."""
-        self._idle = self._resting = True
+        self._idle = True
         self._asking = False
+        self._push_nothing()
+
+    def _push_nothing(self) -> None:
+        self._resting = True
         self._expect((0,))
         for shard in range(self._all):
             self._made(0, shard, 0, 1, None)

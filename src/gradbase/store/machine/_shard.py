@@ -66,7 +66,8 @@ class Shard(ABC):
         self._told = [0] * job.slots  # per worker, the last durable number it was given
         self._unsynced: deque[Record] = deque()
         self._unsynced_max = job.limits.unsynced_max
-        self._sync_under_way = False
+        self._sync_lsn = 0  # of the sync under way; 0: none is
+        self._report_due = False
         self._failed_lsn = 0  # records from here on are not in the log file; 0: all are
         self._checkpoints: dict[int, CheckpointState] = {}
         self._wanted: TakeCheckpoint | None = None
@@ -114,8 +115,16 @@ class Shard(ABC):
         return out
 
     def synced(self, lsn: int) -> list[Effect]:
-        assert self.durable_lsn <= lsn <= self.lsn, (self.durable_lsn, lsn, self.lsn)
-        self._sync_under_way = False
+        """All records up to `lsn` are durable. May be called more often than there were syncs, for any LSN that is."""
+        assert lsn <= self.lsn, (lsn, self.lsn)
+        if lsn >= self._sync_lsn:
+            self._sync_lsn = 0
+        if lsn > self.durable_lsn:
+            self._now_durable(lsn)
+        self._sync()
+        return self._take()
+
+    def _now_durable(self, lsn: int) -> None:
         self.durable_lsn = lsn
         unsynced = self._unsynced
         while unsynced and unsynced[0].lsn <= lsn:
@@ -124,12 +133,15 @@ class Shard(ABC):
             self._note(notes.Synced(self.shard, self.incarnation, lsn))
         self._acknowledge(lsn)
         self._write_checkpoint()
-        self._sync()
-        return self._take()
+        if self._report_due:
+            self._tell_report()
 
     def log_failed(self, lsn: int) -> list[Effect]:
-        """Records from `lsn` on did not get into the log. They are kept and tried again; meanwhile the queue fills."""
-        self._sync_under_way = False
+        """Records from `lsn` on did not get into the log, and no sync that includes them will be answered. They are kept
+        and tried again; meanwhile the queue fills.
+        """
+        if self._sync_lsn >= lsn:
+            self._sync_lsn = 0
         self._failed_lsn = min(lsn, self._failed_lsn or lsn)
         return self._take()
 
@@ -174,7 +186,14 @@ class Shard(ABC):
             self._forget()
             if self._note is not None:
                 self._note(notes.TermFenced(self.shard, self.incarnation, self.term))
-        self._tell_coordinator(self._report())
+        self._report_due = True
+        self._tell_report()
+
+    def _tell_report(self) -> None:
+        """What a report says is in the values must not be lost any more, where it decides what is computed again."""
+        if self._report_is_durable():
+            self._report_due = False
+            self._tell_coordinator(self._report())
 
     def _open(self, message: Open) -> None:
         if message.incarnation != self.incarnation or message.term != self.term:
@@ -183,6 +202,7 @@ class Shard(ABC):
             self._tell_coordinator(Ready(self.shard, self.incarnation, self.term))
         elif self._opening is None:
             self._opening = message
+            self._report_due = False
             self._go_to(message.seq)
 
     def _opened(self) -> None:
@@ -218,13 +238,12 @@ class Shard(ABC):
             self._note(notes.Logged(self.shard, self.incarnation, record.lsn, worker, seq))
         if not self._failed_lsn:
             self._out.append(Append(record))
-            if not self._sync_under_way:
-                self._sync()
+            self._sync()
 
     def _sync(self) -> None:
         """Group commit: one sync at a time, for everything appended since."""
-        if self._unsynced and not self._failed_lsn:
-            self._sync_under_way = True
+        if self._unsynced and not self._failed_lsn and not self._sync_lsn:
+            self._sync_lsn = self.lsn
             self._out.append(Sync(self.lsn))
 
     def _append_again(self) -> None:
@@ -326,6 +345,9 @@ class Shard(ABC):
 
     @abstractmethod
     def _report(self) -> ShardReport: ...
+
+    def _report_is_durable(self) -> bool:
+        return True
 
     @abstractmethod
     def _forget(self) -> None:

@@ -78,6 +78,7 @@ class _Judge:
         self._position = 0
         self._owners = [0] * job.shards
         self._durable = [0] * job.shards
+        self._acknowledged_seq: dict[tuple[int, int], int] = {}  # by shard and worker
         self._replicas: dict[tuple[int, int], _Replica] = {}
         self._term = 0
         self._pushed: dict[tuple[int, int, int], int] = {}
@@ -146,6 +147,8 @@ class _Judge:
         self._check_owner(note)
         if not self._is_durable(replica, note.worker, note.durable):
             self._broken("I6 acknowledged means durable", f"{note} while durable is LSN {replica.durable}")
+        key = (note.shard, note.worker)
+        self._acknowledged_seq[key] = max(note.durable, self._acknowledged_seq.get(key, 0))
 
     def _is_durable(self, replica: _Replica, worker: int, durable: int) -> bool:
         if self._wal and self._bsp:
@@ -170,6 +173,13 @@ class _Judge:
         replica.count = count_of(replica.used)
         if not self._bsp:
             replica.clock = list(note.clock)
+            self._check_restored_clock(note)
+
+    def _check_restored_clock(self, note: notes.Restored) -> None:
+        for worker, clock in enumerate(note.clock):
+            acknowledged = self._acknowledged_seq.get((note.shard, worker), 0)
+            if self._wal and clock < acknowledged:
+                self._broken("I6 acknowledged means durable", f"{note} lacks pushes of {worker} before {acknowledged}")
 
     # Terms.
 
@@ -207,8 +217,7 @@ class _Judge:
     def _applied_push(self, note: notes.Applied) -> None:
         replica = self._replica(note.shard, note.incarnation)
         worker, batch = note.worker, note.batch
-        if note.term != replica.open_term or replica.sessions.get(worker) != note.session:
-            self._broken("I8 fenced", f"{note} in term {replica.open_term} of sessions {replica.sessions}")
+        self._check_member(note, replica)
         if note.seq != replica.clock[worker]:
             self._broken("I9 exactly once", f"{note} at clock {replica.clock[worker]}")
         if self._pushed.get((worker, note.session, note.seq)) != batch:
@@ -242,12 +251,14 @@ class _Judge:
 
     def _served_step(self, note: notes.Served) -> None:
         replica = self._replica(note.shard, note.incarnation)
+        self._check_member(note, replica)
         if note.seq != replica.step or note.clock != (replica.step,) * self.job.lanes:
             self._broken("I4 exact value", f"{note} at version {replica.step}")
         self._check_value(note, replica.step, 0)
 
     def _served_clock(self, note: notes.Served) -> None:
         replica = self._replica(note.shard, note.incarnation)
+        self._check_member(note, replica)
         clock = replica.clock
         if note.seq >= clock[note.worker]:
             replica.live.add(note.worker)
@@ -257,6 +268,10 @@ class _Judge:
         if note.seq - lowest > self._bound:
             self._broken("I1 bound", f"{note} while the slowest is at {lowest}")
         self._check_value(note, 0, replica.count)
+
+    def _check_member(self, note: notes.Served | notes.Applied, replica: _Replica) -> None:
+        if note.term != replica.open_term or replica.sessions.get(note.worker) != note.session:
+            self._broken("I8 fenced", f"{note} in term {replica.open_term} of sessions {replica.sessions}")
 
     def _check_value(self, note: notes.Served, step: int, count: int) -> None:
         if self._expected is not None and note.value != (right := self._expected(note.shard, step, count)):

@@ -92,8 +92,16 @@ class Pushed:
 class Update:
     """What is applied to one shard at once."""
 
+    shard: int
     lanes: tuple[int, ...]
     worker: int | None
+
+
+@dataclass(frozen=True)
+class Logged:
+    """An update as a log kept it: the gradients of the shard's pages, one after the other."""
+
+    data: memoryview
 
 
 @dataclass(frozen=True)
@@ -111,9 +119,10 @@ class ShardPages:
     computes while an update runs, and a read is done when the updates before it are.
     """
 
-    def __init__(self, operations: Operations, shard: int) -> None:
+    def __init__(self, operations: Operations, shard: int, replay: Callable[[int, memoryview], None]) -> None:
         self._operations = operations
         self._shard = shard
+        self._replay = replay
 
     def read(self, selection: object) -> Reading:
         if self._operations.copies:
@@ -123,9 +132,12 @@ class ShardPages:
     def reduce(self, lanes: Sequence[tuple[object, ...]]) -> Update:
         found = [part for parts in lanes for part in parts if isinstance(part, Pushed)]
         given = tuple(part.lane for part in found if part.lane is not None)
-        return Update(given, found[0].worker if len(found) == 1 else None)
+        return Update(self._shard, given, found[0].worker if len(found) == 1 else None)
 
     def apply(self, update: object) -> None:
+        if isinstance(update, Logged):
+            self._replay(self._shard, update.data)  # nobody works yet: the job is being resumed
+            return
         assert isinstance(update, Update)
         if update.lanes:
             self._operations.put(self._shard, "apply", lanes=update.lanes, worker=update.worker)
@@ -135,4 +147,4 @@ class ShardPages:
         return self._operations.put(self._shard, "inline")
 
     def restore(self, snapshot: object) -> None:
-        assert snapshot is None, "values are put back before machines start"
+        assert snapshot is None, "loading has put the values where they belong"

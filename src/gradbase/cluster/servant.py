@@ -14,6 +14,7 @@ was applying is completed by another, from the page at which it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -46,12 +47,14 @@ class Memory(Protocol):
 
 def serve(channel: Channel, learner: Learner, memory: Memory) -> None:
     """Do what is asked until told to stop, or until the steward is gone."""
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(channel, learner, memory)
+
+
+def _serve(channel: Channel, learner: Learner, memory: Memory) -> None:
     channel.send("hello")
     while True:
-        try:
-            verb, *rest = channel.receive()
-        except EOFError:
-            return
+        verb, *rest = channel.receive()
         if verb == "stop":
             return
         if verb == "seek":

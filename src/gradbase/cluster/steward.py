@@ -20,7 +20,9 @@ from typing import Any, NamedTuple, Protocol
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.operations import Operation, Operations, Pushed, Reading, ShardPages
-from gradbase.common.errors import StepError
+from gradbase.cluster.storage import Events
+from gradbase.common.errors import GradbaseError, StepError
+from gradbase.store.log import DiskFullError
 from gradbase.store.machine import messages as m
 from gradbase.store.machine import new_coordinator, new_session, new_shard
 from gradbase.store.machine.consistency import Job
@@ -33,16 +35,26 @@ _DEATHS_MAX = 3  # of every worker, while no step is completed: then it is the s
 class Storage(Protocol):
     """Where the machines' records and checkpoints go; what it has to keep is in `store/README.md`."""
 
+    @property
+    def checkpoint_interval_s(self) -> float:
+        """How long until the next checkpoint; may change with what the last ones cost."""
+
+    def listen(self, events: Events) -> None:
+        """Where it reports; before anything else."""
+
     def open(self, owner: m.Address) -> tuple[int, tuple[m.CheckpointState, ...], tuple[m.Record, ...]]:
         """Incarnation, checkpoints (of a shard) and records of one machine."""
 
     def append(self, owner: m.Address, record: m.Record) -> None: ...
 
-    def sync(self, owner: m.Address, lsn: int, done: Callable[[int | None], None]) -> None:
-        """Call `done(lsn)` on any thread once records up to there are durable; `done(None)` if there was no room."""
+    def sync(self, owner: m.Address, lsn: int) -> None:
+        """Report `synced` once records up to there are durable."""
 
-    def write_checkpoint(self, owner: m.Address, state: m.CheckpointState, done: Callable[[bool], None]) -> None:
-        """Copy the values before returning, write them, then call `done` on any thread."""
+    def before_apply(self, shard: int) -> None:
+        """The shard's pages are about to change."""
+
+    def write_checkpoint(self, owner: m.Address, state: m.CheckpointState) -> None:
+        """Fix the values of this moment, write them, report."""
 
     def load(self, owner: m.Address, number: int | None) -> m.Loaded: ...
 
@@ -99,6 +111,10 @@ class ShardStatus(NamedTuple):
     durable_lsn: int
 
 
+def _nothing_to_replay(shard: int, data: memoryview) -> None:
+    raise AssertionError("a job that keeps nothing has nothing to replay")
+
+
 class Steward:
     """Runs `job` over `storage`. `copies`: every reader has parameters of its own, and a read fetches them.
 
@@ -113,16 +129,20 @@ class Steward:
         *,
         copies: bool,
         spawn: Callable[[], None],
+        replay: Callable[[int, memoryview], None] = _nothing_to_replay,
+        on_warning: Callable[[str], None] = lambda text: None,
         watch: Callable[[Worker], None] = lambda worker: None,
         on_report: Callable[[StepReport], None] = lambda report: None,
         on_lost: Callable[[Worker], None] = lambda worker: None,
     ) -> None:
         self.job = job
         self._storage = storage
+        storage.listen(Events(self._synced, self._log_failed, self._checkpointed, on_warning))
+        self._on_warning = on_warning
         self._spawn, self._watch, self._on_report, self._on_lost = spawn, watch, on_report, on_lost
         self.operations = Operations(job.shards, copies=copies)
         self.coordinator = new_coordinator(job)
-        self.shards = [new_shard(job, k, ShardPages(self.operations, k)) for k in range(job.shards)]
+        self.shards = [new_shard(job, k, ShardPages(self.operations, k, replay)) for k in range(job.shards)]
         self.workers: dict[int, Worker] = {}
         self._arriving: set[Worker] = set()
         self._ready: list[Worker] = []
@@ -135,13 +155,14 @@ class Steward:
         self._stopping = self._over = False
         self._final: Any = None  # the checkpoint that is taken at the end
         self._next_watch_s = 0.0
+        self._next_checkpoint_s = time.monotonic() + storage.checkpoint_interval_s
         self._calls: deque[Callable[[], None]] = deque()
         self._failure: BaseException | None = None
         self._open_selector()
         self._thread = threading.Thread(target=self._run, name="gradbase-steward", daemon=True)
         self._carry_out: dict[type, Callable[[m.Address, Any], None]] = {
             m.Append: self._append,
-            m.Sync: self._sync,
+            m.Sync: lambda owner, effect: self._storage.sync(owner, effect.lsn),
             m.WriteCheckpoint: self._write_checkpoint,
             m.Load: self._load,
             m.Retire: lambda owner, effect: self._storage.retire(owner, effect.number, effect.lsn),
@@ -258,6 +279,9 @@ class Steward:
             self._next_watch_s = now_s + _WATCH_S
             for worker in list(self.workers.values()):
                 self._watch(worker)
+        if now_s >= self._next_checkpoint_s and not self._stopping:
+            self._next_checkpoint_s = now_s + self._storage.checkpoint_interval_s
+            self._do(m.COORDINATOR, self.coordinator.take_checkpoint())
 
     def _on_wake(self) -> None:
         os.read(self._wake_read, 4096)
@@ -273,6 +297,26 @@ class Steward:
             moved = self._advance() or bool(self._mail or self._calls)
         if self._stopping and not self._computing and self.operations.idle:
             self._wind_up()
+
+    # -- what the storage reports, on its threads
+
+    def _synced(self, owner: m.Address, lsn: int) -> None:
+        self.call(lambda: self._do(owner, self._machine(owner).synced(lsn)))
+
+    def _log_failed(self, owner: m.Address, lsn: int, error: GradbaseError) -> None:
+        """A full disk is waited for; a broken one ends the job, which can then be resumed from what is durable."""
+
+        def failed() -> None:
+            if not isinstance(error, DiskFullError):
+                raise error
+            self._on_warning(f"warning: {error.problem}; the job waits for room")
+            self._do(owner, self._machine(owner).log_failed(lsn))
+
+        self.call(failed)
+
+    def _checkpointed(self, owner: m.Address, number: int, good: bool) -> None:
+        shard = self.shards[owner[1]]
+        self.call(lambda: self._do(owner, (shard.checkpoint_written if good else shard.checkpoint_failed)(number)))
 
     # -- messages and effects
 
@@ -311,26 +355,9 @@ class Steward:
     def _append(self, owner: m.Address, effect: m.Append) -> None:
         self._storage.append(owner, effect.record)
 
-    def _sync(self, owner: m.Address, effect: m.Sync) -> None:
-        machine = self._machine(owner)
-
-        def done(lsn: int | None) -> None:
-            if lsn is None:
-                self.call(lambda: self._do(owner, machine.log_failed(effect.lsn)))
-            else:
-                self.call(lambda: self._do(owner, machine.synced(lsn)))
-
-        self._storage.sync(owner, effect.lsn, done)
-
     def _write_checkpoint(self, owner: m.Address, effect: m.WriteCheckpoint) -> None:
-        shard, number = self.shards[owner[1]], effect.state.number
-
-        def done(good: bool) -> None:
-            told = shard.checkpoint_written if good else shard.checkpoint_failed
-            self.call(lambda: self._do(owner, told(number)))
-
         assert isinstance(effect.snapshot, Operation), "a snapshot is a place in the shard's queue"
-        effect.snapshot.work = lambda: self._storage.write_checkpoint(owner, effect.state, done)
+        effect.snapshot.work = lambda: self._storage.write_checkpoint(owner, effect.state)
 
     def _load(self, owner: m.Address, effect: m.Load) -> None:
         self._do(owner, self.shards[owner[1]].loaded(self._storage.load(owner, effect.number)))
@@ -473,6 +500,8 @@ class Steward:
         if worker is None:
             return False
         operation.started = True
+        if operation.kind == "apply":
+            self._storage.before_apply(operation.shard)
         worker.operations[operation.number] = operation
         self._say(worker, operation.kind, operation.number, operation.shard, operation.lanes)
         return True

@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
+from gradbase.cluster.operations import Logged, Update
+from gradbase.common.errors import GradbaseError, StoreError, UsageError
+from gradbase.store.checkpoint import (
+    Checkpointer,
+    CheckpointStats,
+    complete_checkpoints,
+    pack_state,
+    shard_owners,
+    shard_sources,
+    store_files,
+    unpack_state,
+)
+from gradbase.store.files import DiskFiles
+from gradbase.store.layout import Layout
+from gradbase.store.log import (
+    COORDINATOR,
+    LogReader,
+    LogWriter,
+    checkpoint_interval_us,
+    from_record,
+    open_log,
+    to_record,
+)
 from gradbase.store.machine import messages as m
+from gradbase.store.update import Updater, UpdateRule
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+_MTBF_US = 3600e6  # a process is lost every hour, say
+_FIXED_US, _WRITE_BYTES_PER_US = 5_000.0, 1_000.0
+_RAW = 1  # codec of a logged update: gradients of the shard's pages, one after the other
 
 
 class Volatile:
     """Durability `none`: a record is as good as kept once it was handed over, and gone with the process."""
+
+    checkpoint_interval_s = float("inf")
+
+    def listen(self, events: Events) -> None:
+        self._events = events
 
     def open(self, owner: m.Address) -> tuple[int, tuple[m.CheckpointState, ...], tuple[m.Record, ...]]:
         return 1, (), ()
@@ -16,11 +58,14 @@ class Volatile:
     def append(self, owner: m.Address, record: m.Record) -> None:
         pass
 
-    def sync(self, owner: m.Address, lsn: int, done: Callable[[int | None], None]) -> None:
-        done(lsn)
+    def sync(self, owner: m.Address, lsn: int) -> None:
+        self._events.synced(owner, lsn)
 
-    def write_checkpoint(self, owner: m.Address, state: m.CheckpointState, done: Callable[[bool], None]) -> None:
-        done(False)
+    def before_apply(self, shard: int) -> None:
+        pass
+
+    def write_checkpoint(self, owner: m.Address, state: m.CheckpointState) -> None:
+        self._events.checkpoint(owner, state.number, False)
 
     def load(self, owner: m.Address, number: int | None) -> m.Loaded:
         assert number is None, "nothing was ever kept"
@@ -31,3 +76,249 @@ class Volatile:
 
     def close(self) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class Events:
+    """What a storage reports, on any thread."""
+
+    synced: Callable[[m.Address, int], None]
+    log_failed: Callable[[m.Address, int, GradbaseError], None]
+    checkpoint: Callable[[m.Address, int, bool], None]
+    warning: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store is of: it can be resumed only by a job with the same values. Kept as MANIFEST.json."""
+
+    store_id: str
+    lanes: int
+    consistency: str
+    staleness_steps: int
+    durability: str
+    seed: int
+    threads: int
+    layout: Mapping[str, Any]
+    rule: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any], path: Path) -> Manifest:
+        if data.get("format") != FORMAT:
+            raise StoreError(f"{path} has format {data.get('format')!r}", f"this gradbase reads format {FORMAT}")
+        try:
+            return Manifest(**{each.name: data[each.name] for each in fields(Manifest)})
+        except KeyError as error:
+            raise StoreError(f"{path} does not say {error}", "restore it from a copy") from error
+
+
+def open_directory(path: Path, wanted: Manifest, *, resume: bool) -> Manifest:
+    """Make a store at `path`, or with `resume` check that the one there is of the same job.
+
+    Raises UsageError for a store that must not be there, is not there, or is of another job; StoreError if it cannot be read.
+    """
+    manifest = path / MANIFEST
+    if not resume:
+        if manifest.exists():
+            raise UsageError(f"there is a store at {path} already", "go on with it by --resume, or name another directory")
+        if path.is_dir() and any(path.iterdir()):
+            raise UsageError(f"{path} is not empty and no store", "name another directory")
+        _write_whole(manifest, json.dumps(wanted.to_json(), indent=1))
+        return wanted
+    if not manifest.is_file():
+        raise UsageError(f"there is no store at {path}", "leave --resume out to make one")
+    try:
+        found = Manifest.from_json(json.loads(manifest.read_text()), manifest)
+    except (ValueError, OSError) as error:
+        raise StoreError(f"{manifest} cannot be read: {error}", "restore it from a copy") from error
+    _check_same(found, wanted, path)
+    return found
+
+
+def new_store_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _check_same(found: Manifest, wanted: Manifest, path: Path) -> None:
+    """Raise UsageError for the first thing that differs."""
+    for name in ("lanes", "consistency", "staleness_steps", "durability", "seed", "threads"):
+        then, now = getattr(found, name), getattr(wanted, name)
+        if then != now:
+            option = {"lanes": "workers", "staleness_steps": "consistency"}.get(name, name)
+            raise UsageError(f"the store at {path} was made with {name} {then}, not {now}", f"say --{option} as then")
+    for name in ("layout", "rule"):
+        then, now = (json.loads(json.dumps(getattr(each, name))) for each in (found, wanted))
+        if then != now:
+            what = "a model of other tensors" if name == "layout" else "another optimizer"
+            raise UsageError(f"the store at {path} is of {what}", "resume with the recipe it was made with")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file durably, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UsageError(f"cannot make a store at {path.parent}: {error.strerror}", "name another directory") from error
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Durable:
+    """Logs and checkpoints of a store, for a steward that has all shards in its process.
+
+    `gradients(shard, lane)` gives what a lane pushed to a shard as bytes, at the moment of the call.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        updater: Updater,
+        gradients: Callable[[int, int], bytes],
+    ) -> None:
+        self._files = DiskFiles(path)
+        self._store_id = bytes.fromhex(manifest.store_id)
+        self._updates = _Updates(gradients)
+        layout, rule = Layout.from_json(manifest.layout), UpdateRule.from_json(manifest.rule)
+        self._checkpointers = _checkpointers(self._files, layout, rule, updater)
+        self._pages = [[page.number for page in layout.of_shard(k)] for k in range(layout.shard_count)]
+        self._found = complete_checkpoints(self._files)
+        self._logs: dict[m.Address, LogWriter] = {}
+        self._awaited: dict[m.Address, int] = {}
+        self._lock = threading.Lock()
+        nbytes = sum(each.nbytes for each in self._checkpointers)
+        self._cost_us = _FIXED_US + nbytes / _WRITE_BYTES_PER_US
+
+    @property
+    def checkpoint_interval_s(self) -> float:
+        """By Daly's formula from what the last checkpoint took, before the first from what it should take."""
+        return checkpoint_interval_us(self._cost_us, _MTBF_US) / 1e6
+
+    def listen(self, events: Events) -> None:
+        self._events = events
+
+    def open(self, owner: m.Address) -> tuple[int, tuple[m.CheckpointState, ...], tuple[m.Record, ...]]:
+        """Raises StoreError when another process has the store, DamageError for what is not as it was written."""
+        states = self._states(owner[1]) if owner[0] == "shard" else ()
+        newest = max((state.lsn for state in states), default=0)
+        shard = owner[1] if owner[0] == "shard" else COORDINATOR
+        appender, _ = open_log(self._files, _directory(owner), store_id=self._store_id, shard=shard, after=newest)
+        self._logs[owner] = LogWriter(
+            appender,
+            on_durable=lambda lsn: self._durable(owner, lsn),
+            on_failed=lambda lsn, error: self._failed(owner, lsn, error),
+        )
+        oldest = min((state.lsn for state in states), default=0)
+        return appender.incarnation, states, self._records(owner, oldest)
+
+    def append(self, owner: m.Address, record: m.Record) -> None:
+        """Hand a record to the log's thread; what it refers to is copied first."""
+        self._logs[owner].append(to_record(record, self._updates))
+
+    def sync(self, owner: m.Address, lsn: int) -> None:
+        log = self._logs[owner]
+        with self._lock:
+            self._awaited[owner] = lsn
+        log.sync(lsn)
+        self._durable(owner, log.durable_lsn)
+
+    def before_apply(self, shard: int) -> None:
+        """The shard's pages are about to change: what a checkpoint still needs of them is copied."""
+        self._checkpointers[shard].before_overwrite(self._pages[shard])
+
+    def write_checkpoint(self, owner: m.Address, state: m.CheckpointState) -> None:
+        """Fix the values of this moment; they are written by a thread."""
+
+        def done(outcome: CheckpointStats | GradbaseError) -> None:
+            if isinstance(outcome, CheckpointStats):
+                self._cost_us = outcome.wall_us
+            else:
+                self._events.warning(f"warning: {outcome}")
+            self._events.checkpoint(owner, state.number, isinstance(outcome, CheckpointStats))
+
+        self._checkpointers[owner[1]].snapshot().start(state.number, pack_state(state), done)
+
+    def load(self, owner: m.Address, number: int | None) -> m.Loaded:
+        """Put a checkpoint's values into the shard's pages (None: those are there), and read the log behind it."""
+        if number is None:
+            return m.Loaded(None, None, self._records(owner, 0))
+        self._checkpointers[owner[1]].restore(number)
+        state = next(each for each in self._states(owner[1]) if each.number == number)
+        return m.Loaded(state, None, self._records(owner, state.lsn))
+
+    def retire(self, owner: m.Address, number: int, lsn: int) -> None:
+        self._checkpointers[owner[1]].retire(number)
+        self._logs[owner].truncate(lsn)
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+
+    def _states(self, shard: int) -> tuple[m.CheckpointState, ...]:
+        return tuple(unpack_state(checkpoint.parts[f"shard-{shard:04d}"]) for checkpoint in self._found)
+
+    def _records(self, owner: m.Address, after: int) -> tuple[m.Record, ...]:
+        reader = LogReader(self._files, _directory(owner), after=after)
+        return tuple(from_record(record, self._updates) for record in reader if record.lsn > after)
+
+    def _durable(self, owner: m.Address, lsn: int) -> None:
+        """One sync is under way at a time; groups that were written without it are no news."""
+        with self._lock:
+            awaited = self._awaited.get(owner)
+            if awaited is None or lsn < awaited:
+                return
+            del self._awaited[owner]
+        self._events.synced(owner, awaited)
+
+    def _failed(self, owner: m.Address, lsn: int, error: GradbaseError) -> None:
+        with self._lock:
+            self._awaited.pop(owner, None)
+        self._events.log_failed(owner, lsn, error)
+
+
+class _Updates:
+    """Updates of ssp and asp as bytes: what one worker pushed to a shard."""
+
+    def __init__(self, gradients: Callable[[int, int], bytes]) -> None:
+        self._gradients = gradients
+
+    def to_bytes(self, update: Any) -> tuple[int, tuple[bytes, ...]]:
+        assert isinstance(update, Update)
+        return _RAW, tuple(self._gradients(update.shard, lane) for lane in update.lanes)
+
+    def from_bytes(self, codec: int, data: memoryview) -> Logged:
+        if codec != _RAW:
+            raise StoreError(f"a logged update has codec {codec}", "resume with the gradbase that wrote the log")
+        return Logged(data)
+
+
+def _checkpointers(files: DiskFiles, layout: Layout, rule: UpdateRule, updater: Updater) -> list[Checkpointer]:
+    """One for every shard, with the pieces that are its own."""
+    sources = shard_sources(layout, updater)
+    members = shard_owners(layout.shard_count)
+    return [
+        Checkpointer(
+            files,
+            members[k],
+            members,
+            store_files(layout, rule),
+            [source for source in sources if layout.pages[source.key].shard == k],
+        )
+        for k in range(layout.shard_count)
+    ]
+
+
+def _directory(owner: m.Address) -> str:
+    return "log/coordinator" if owner == m.COORDINATOR else f"log/{owner[1]}"

@@ -22,8 +22,8 @@ from gradbase.cluster.local._memory import Map, SharedPages
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.local._task import Task, equip
 from gradbase.cluster.servant import serve
-from gradbase.cluster.steward import ShardStatus, StepReport, Steward, Worker
-from gradbase.cluster.storage import Volatile
+from gradbase.cluster.steward import ShardStatus, StepReport, Steward, Storage, Worker
+from gradbase.cluster.storage import Durable, Manifest, Volatile, new_store_id, open_directory
 from gradbase.cluster.worker import BatchStream, Recipe
 from gradbase.common.errors import UsageError
 from gradbase.store.layout import Layout, lay_out, specs_of_model
@@ -88,11 +88,14 @@ class LocalEngine:
         where = Map(layout, rule, request.workers)
         slab = Slab.create(where.nbytes)
         closing.callback(slab.close)
-        _fill(SharedPages(slab, where), where, recipe)
+        pages = SharedPages(slab, where)
+        _fill(pages, where, recipe)
         job = request.job(self._steps(recipe), recipe.seed)
         steward = Steward(
             job,
-            Volatile(),
+            _storage(request, recipe.seed, where, pages),
+            replay=pages.replay,
+            on_warning=self._on_warning,
             copies=not request.shared,
             spawn=forks.fork,
             on_report=self._on_report,
@@ -110,7 +113,7 @@ class LocalEngine:
             steward.stop()
         serve(ours, *equip(recipe, slab, where, shared=request.shared))
         steward.join()
-        _take_values(recipe, SharedPages(slab, where), where)
+        _take_values(recipe, pages, where)
         return Outcome(recipe.model, steward.steps_done, self._stop_asked, self._lost_count, slab.nbytes)
 
     def _steps(self, recipe: Recipe) -> int:
@@ -169,6 +172,25 @@ class _Forks:
             self._steward.admit(self._channels.pop(ticket), _descriptor_of(pid), pid)
         elif verb == "failed":
             raise rest[0]
+
+
+def _storage(request: Request, seed: int, where: Map, pages: SharedPages) -> Storage:
+    """What the job's durability asks for."""
+    if request.store is None:
+        return Volatile()
+    wanted = Manifest(
+        new_store_id(),
+        request.workers,
+        request.consistency,
+        request.staleness_steps,
+        request.durability,
+        seed,
+        request.threads,
+        where.layout.to_json(),
+        where.rule.to_json(),
+    )
+    manifest = open_directory(request.store, wanted, resume=request.resume)
+    return Durable(request.store, manifest, pages.updater, pages.pushed_bytes)
 
 
 def _descriptor_of(pid: int) -> int | None:

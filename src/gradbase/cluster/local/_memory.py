@@ -111,6 +111,21 @@ class SharedPages:
             self._crash("changed")
             record[_DONE] = index + 1
 
+    def pushed_bytes(self, shard: int, lane: int) -> bytes:
+        """A copy of what a lane pushed to a shard: its pages, one after the other."""
+        pages = self._map.layout.of_shard(shard)
+        return b"".join(_bytes_of(self.page(self._map.pushes(lane), page)) for page in pages)
+
+    def replay(self, shard: int, data: memoryview) -> None:
+        """Update a shard's pages with what `pushed_bytes` gave."""
+        start = 0
+        for page in self._map.layout.of_shard(shard):
+            dtype = getattr(torch, self._map.layout.tensors[page.tensor].dtype)
+            pushed = torch.empty(page.numel, dtype=dtype)
+            _bytes_of(pushed)[:] = data[start : start + page.nbytes]
+            self._update(page, [pushed])
+            start += page.nbytes
+
     def _update(self, page: Page, pushed: list[torch.Tensor]) -> None:
         spec = self._map.layout.tensors[page.tensor]
         if self._map.rule.settings(spec.name) is not None:
@@ -191,6 +206,10 @@ class LocalMemory:
         spec = self._map.layout.spec(name)
         self._own[name] = flat = torch.empty(spec.numel, dtype=getattr(torch, spec.dtype))
         return flat.view(spec.shape) if spec.stride is None else flat.as_strided(spec.shape, spec.stride)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.view(torch.uint8).numpy()) if tensor.numel() else memoryview(bytearray())
 
 
 def _up(nbytes: int) -> int:

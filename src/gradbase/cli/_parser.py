@@ -110,6 +110,12 @@ def _add_catalog(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path", action="store_true", help="print where the catalogue is")
 
 
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("inspect", "verify", "recover"), help=_STORE_HELP)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="what was given to train --store")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="recover: where to write the parameters, *.safetensors")
+
+
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--catalog", type=Path, metavar="FILE", help="the catalogue to check (default: in your cache)")
     parser.add_argument("--spill", type=Path, metavar="DIR", help="the page file's directory to check")
@@ -193,6 +199,7 @@ _DURABILITIES = ("none", "checkpoint", "wal")
 _DESCRIPTION = "Runs a training step the way a database runs a query: planned, explained and inside a memory budget."
 _RECIPE_HELP = "a Python file with model(), batches(), loss(model, batch) and optimizer(model)"
 _INPUT_HELP = "a CSV, Parquet, DuckDB or SQLite file, or postgresql://..."
+_STORE_HELP = "what is in it; whether every checksum is right; its newest parameters as a plain file"
 _COMMANDS: dict[str, tuple[str, Any]] = {
     "explain": ("explain the plan of a step; runs nothing", _add_explain),
     "train": ("train inside a memory budget", _add_train),
@@ -200,5 +207,6 @@ _COMMANDS: dict[str, tuple[str, Any]] = {
     "fuse": ("find what is true in the claims of many sources", _add_fuse),
     "match": ("find records about the same thing, and make one of them", _add_match),
     "catalog": ("query the measured statistics with SQL", _add_catalog),
+    "store": ("look into a parameter store, check it, get its parameters out", _add_store),
     "doctor": ("check that this machine has what gradbase needs", _add_doctor),
 }

@@ -17,10 +17,10 @@ from gradbase.store.checkpoint._reading import (
     OPTIMIZER,
     PARAMETERS,
     Verified,
+    in_order,
     read_parameters,
     state_of,
     verify,
-    write_parameters,
 )
 from gradbase.store.checkpoint._safetensors import DataFile, Tensor, data_file, read_header
 
@@ -40,6 +40,7 @@ __all__ = [
     "checksum",
     "complete_checkpoints",
     "data_file",
+    "in_order",
     "numbers",
     "owners",
     "pack_state",
@@ -53,5 +54,4 @@ __all__ = [
     "store_files",
     "unpack_state",
     "verify",
-    "write_parameters",
 ]

@@ -193,7 +193,7 @@ class Checkpointer:
             file = self.files.open(path)
             try:
                 for place in (each for each in self.places if each.file == name):
-                    moved = file.read_into(place.offset, memoryview(place.memory))
+                    moved = file.read_into(place.offset, place.memory.data)
                     if moved != len(place.memory) or checksum(place.memory) != listed[name, place.offset].checksum:
                         raise damaged_piece(path, place.offset)
             finally:

@@ -44,13 +44,13 @@ class Out:
         end = start + len(data)
         first, last = align_up(start), end - end % BLOCK_BYTES
         if not self._direct.direct or last - first < _DIRECT_BYTES_MIN:
-            self._plain.write(start, memoryview(data))
+            self._plain.write(start, data.data)
             return
         if start < first:
-            self._plain.write(start, memoryview(data[: first - start]))
-        self._direct.write(first, memoryview(data[first - start : last - start]))
+            self._plain.write(start, data[: first - start].data)
+        self._direct.write(first, data[first - start : last - start].data)
         if last < end:
-            self._plain.write(last, memoryview(data[last - start :]))
+            self._plain.write(last, data[last - start :].data)
 
     def sync(self) -> None:
         """Return when everything is durable."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from gradbase.common.errors import DamageError
 from gradbase.store.checkpoint._checkpointer import damaged_piece
 from gradbase.store.checkpoint._checksum import checksum
 from gradbase.store.checkpoint._part import Checkpoint, FilePart, Part
-from gradbase.store.checkpoint._safetensors import Tensor, data_file, read_header
+from gradbase.store.checkpoint._safetensors import Tensor, read_header
 from gradbase.store.files import File, Files
 from gradbase.store.layout import ITEM_BYTES
 
@@ -60,22 +60,13 @@ def read_parameters(files: Files, checkpoint: Checkpoint) -> Iterator[tuple[Tens
         for name, stored in names.items():
             tensor, offset = tensors[stored]
             data = file.read(offset, tensor.nbytes)
+            shape = tensor.shape
             if stored.endswith(FLAT):
-                tensor, data = _in_order(stored, tensor, data, *strides[stored.removesuffix(FLAT)])
-            yield Tensor(name, tensor.dtype, tensor.shape), data
+                shape, stride = map(tuple, strides[stored.removesuffix(FLAT)])
+                data = in_order(data, tensor.dtype, shape, stride)
+            yield Tensor(name, tensor.dtype, shape), data
     finally:
         file.close()
-
-
-def write_parameters(files: Files, checkpoint: Checkpoint, out: File) -> list[Tensor]:
-    """Write a plain safetensors file that `load_state_dict` takes as it is: tied tensors under all of their names."""
-    tensors = [tensor for tensor, _ in read_parameters(files, checkpoint)]
-    layout = data_file("parameters", tensors, {"format": "pt"})
-    out.write(0, memoryview(layout.header))
-    for tensor, data in read_parameters(files, checkpoint):
-        out.write(layout.offsets[tensor.name], memoryview(data))
-    out.sync()
-    return tensors
 
 
 def state_of(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any]]:
@@ -139,10 +130,10 @@ def _names(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str,
     return names | {alias: names[name] for alias, name in aliases.items()}
 
 
-def _in_order(stored: str, tensor: Tensor, data: bytes, shape: list[int], stride: list[int]) -> tuple[Tensor, bytes]:
-    """A flat tensor in the order of memory, as the tensor it is, row by row."""
-    item = ITEM_BYTES[tensor.dtype]
-    assert math.prod(shape) * item == len(data), stored
+def in_order(data: bytes, dtype: str, shape: Sequence[int], stride: Sequence[int]) -> bytes:
+    """A tensor's bytes in the order of memory, as those of the same tensor row by row."""
+    item = ITEM_BYTES[dtype]
+    assert math.prod(shape) * item == len(data)
     flat = np.frombuffer(data, np.dtype(f"V{item}"))
-    ordered = np.lib.stride_tricks.as_strided(flat, shape, [step * item for step in stride])
-    return Tensor(tensor.name, tensor.dtype, tuple(shape)), ordered.tobytes()
+    ordered: bytes = np.lib.stride_tricks.as_strided(flat, shape, [step * item for step in stride]).tobytes()
+    return ordered

@@ -67,7 +67,7 @@ def list_segments(files: Files, directory: str) -> list[Segment]:
 
 
 class LogReader:
-    """The records of a log with LSN above `after`, in order: iterate it, once.
+    """The records of a log with LSN above `after` (None: all that are there), in order: iterate it, once.
 
     When the iteration has ended, `next_lsn` is the LSN that follows, `closed` whether the log was closed in order,
     `torn` what was cut short at its end (or None), and `end` the file and offset behind the last whole group.
@@ -75,9 +75,11 @@ class LogReader:
     Raises DamageError where the log is damaged: there, and not before, so that what lies before is at hand.
     """
 
-    def __init__(self, files: Files, directory: str, *, after: int = 0) -> None:
+    def __init__(self, files: Files, directory: str, *, after: int | None = 0) -> None:
         self._files = files
         self.segments = list_segments(files, directory)
+        if after is None:
+            after = self.segments[0].first_lsn - 1 if self.segments else 0
         self._after = after
         self.torn: Torn | None = None
         self.closed = False

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.tables.conftest import postgres_address
+
+__all__ = ["postgres_address"]
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -150,7 +150,7 @@ def fuse(
     features = None if source_features is None else load_source_features(source_features, claims)
     known = None if state is None else Statistics(**load_state(state, "fuse"))
     result = infer(
-        claims, attributes=options, hierarchy=None, source_features=features, config=config, statistics=known
+        claims, attributes=options, config=config, **{k: v for k, v in (("source_features", features), ("statistics", known)) if v is not None}
     )
     evaluation = None if golds is None else compare_fuse(result, claims, golds)
     tables = fuse_tables_of(result, claims, coded, notes, next, evaluation)

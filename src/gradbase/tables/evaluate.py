@@ -38,9 +38,9 @@ class Bin:
 class Evaluation:
     """`items` were compared; `unanswered` golds are of items nobody answered, and are left out.
 
-    Classes and values: `accuracy`, `majority_accuracy` (a tie counts as its chance), `calibration_error`,
-    `negative_log_likelihood`, `f1` per class (of few classes) and `bins`. Numbers: `mean_absolute_error`, that of the
-    mean of the claims, and `coverage`, the share of golds inside their interval.
+    Classes and values: `accuracy`, `majority_accuracy` (of items with claims; a tie counts as its chance),
+    `calibration_error`, `negative_log_likelihood`, `f1` per class (of few classes) and `bins`. Numbers:
+    `mean_absolute_error`, that of the mean of the claims, and `coverage`, the share of golds inside their interval.
     """
 
     items: int
@@ -108,7 +108,7 @@ def negative_log_likelihood(probability_of_gold: Floats) -> float:
 
 def majority_right(item: Ints, value: Ints, gold: Mapping[int, int]) -> Floats:
     """For each item of `gold` (codes), the chance that a vote over its claims gives the gold value: ties are broken
-    by lot. Items without claims are not right."""
+    by lot. NaN for items without claims: there is no vote."""
     chosen = np.isin(item, np.fromiter(gold, dtype=np.int64, count=len(gold)))
     pairs, votes = np.unique(np.stack([item[chosen], value[chosen]]), axis=1, return_counts=True)
     best: dict[int, int] = {}
@@ -118,7 +118,9 @@ def majority_right(item: Ints, value: Ints, gold: Mapping[int, int]) -> Floats:
     for code, answer, count in zip(pairs[0].tolist(), pairs[1].tolist(), votes.tolist(), strict=True):
         if count == best[code]:
             winners.setdefault(code, []).append(answer)
-    chances = [(truth in winners.get(code, ())) / len(winners.get(code, (0,))) for code, truth in gold.items()]
+    chances = [
+        (truth in winners[code]) / len(winners[code]) if code in winners else np.nan for code, truth in gold.items()
+    ]
     return np.array(chances, dtype=np.float64)
 
 
@@ -155,12 +157,19 @@ def evaluate_values(
         items=len(gold),
         unanswered=unanswered,
         accuracy=float(right.mean()),
-        majority_accuracy=None if majority is None else float(majority.mean()),
+        majority_accuracy=_voted(majority),
         calibration_error=error,
         negative_log_likelihood=None if probability_of_gold is None else negative_log_likelihood(probability_of_gold),
         f1=f1_scores(value, gold) if few else {},
         bins=bins,
     )
+
+
+def _voted(majority: Floats | None) -> float | None:
+    """Accuracy of the vote, over the items that were voted on."""
+    if majority is None or np.isnan(majority).all():
+        return None
+    return float(np.nanmean(majority))
 
 
 def evaluate_numbers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,12 +70,12 @@ class FuseTables:
     notes: tuple[str, ...]
     evaluation: Evaluation | None = None
     result: Result | None = field(default=None, repr=False)
-    claims: Claims | None = field(default=None, repr=False)
+    names: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def why(self) -> Any:
-        assert self.result is not None and self.claims is not None
-        return _why(self.result, self.claims)
+        assert self.result is not None
+        return _with_names({name: c for name, c in self.result.why.items() if name != "claim"}, self.names)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def _placed(claims: Claims, hierarchy: Hierarchy) -> list[str]:
     inside = np.array([str(value).casefold() in known for value in claims.value])
     size = len(claims.attribute_names)
     share = np.bincount(claims.attribute, inside, size) / np.maximum(np.bincount(claims.attribute, minlength=size), 1)
-    return [claims.attribute_names[code] for code in np.flatnonzero(share >= _NAMED_SHARE)]
+    return [claims.attribute_names[int(code)] for code in np.flatnonzero(share >= _NAMED_SHARE)]
 
 
 def load_source_features(source: Any, claims: Claims) -> NDArray[np.float64]:
@@ -241,43 +242,39 @@ def fuse_tables_of(
         "items": len(result.truths["object"]),
         "copies": len(result.copies["copier"]),
     }
+    names = _typed_names(claims, coded)
+    renamed = {"low": "quality_low", "high": "quality_high"}
+    sources = {renamed.get(name, name): values for name, values in result.sources.items()}
     return FuseTables(
-        truths=_with_names(result.truths, claims),
-        sources=_sources(result, claims),
-        copies=_with_names(result.copies, claims),
-        history=_with_names(result.history, claims),
+        truths=_with_names(result.truths, names),
+        sources=_with_names(sources, names),
+        copies=_with_names(result.copies, names),
+        history=_with_names(result.history, names),
         gates=table(result.gates),
-        next=_with_names(result.next(count), claims) if count else None,
+        next=_with_names(result.next(count), names) if count else None,
         kinds=dict(result.kinds),
         counts=counts,
         notes=tuple(notes),
         evaluation=evaluation,
         result=result,
-        claims=claims,
+        names=names,
     )
 
 
-def _with_names(columns: Mapping[str, Any], claims: Claims) -> Any:
-    names = {
-        "object": claims.object_names,
-        "attribute": claims.attribute_names,
-        "source": claims.source_names,
-        "copier": claims.source_names,
-        "original": claims.source_names,
-    }
+def _typed_names(claims: Claims, coded: CodedTable) -> dict[str, NDArray[Any]]:
+    """Names by column of the results; whole numbers stay numbers."""
+    attributes = coded.names.get("attribute", np.array(claims.attribute_names, dtype=object))
+    source = coded.names["source"]
+    return {
+        "object": coded.names["object"], "attribute": attributes, "source": source, "copier": source, "original": source
+    }  # fmt: skip
+
+
+def _with_names(columns: Mapping[str, Any], names: Mapping[str, NDArray[Any]]) -> Any:
     return table({
-        name: named(np.array(names[name], dtype=object), np.asarray(values)) if name in names else column(values)
+        name: named(names[name], np.asarray(values)) if name in names else column(values)
         for name, values in columns.items()
     })  # fmt: skip
-
-
-def _sources(result: Result, claims: Claims) -> Any:
-    renamed = {"low": "quality_low", "high": "quality_high"}
-    return _with_names({renamed.get(name, name): values for name, values in result.sources.items()}, claims)
-
-
-def _why(result: Result, claims: Claims) -> Any:
-    return _with_names({name: values for name, values in result.why.items() if name != "claim"}, claims)
 
 
 Gold = dict[tuple[str, str], list[str]]

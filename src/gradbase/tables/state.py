@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 
 from gradbase.common.errors import TableError
-from gradbase.tables._columns import table
 from gradbase.tables.io import Workspace, modules
 
 STATE_ENDINGS = (".duckdb",)
 _KIND = "gradbase_state"  # the table that says of which operator the others are
 
 
-def save_state(path: Path, operator: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write tables of arrays as one DuckDB file. Raises OSError, duckdb.Error."""
+def save_state(path: Path, operator: str, tables: Mapping[str, Any]) -> None:
+    """Write Arrow tables as one DuckDB file. Raises OSError, duckdb.Error."""
     duckdb, _ = modules()
     path.unlink(missing_ok=True)  # DuckDB takes no empty file for a new database
     with duckdb.connect(str(path)) as connection:
         connection.execute(f"CREATE TABLE {_KIND} AS SELECT '{operator}' AS operator, 1 AS version")
-        for name, columns in tables.items():
-            connection.register("rows_of_state", table(columns))
+        for name, rows in tables.items():
+            connection.register("rows_of_state", rows)
             connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM rows_of_state')
             connection.unregister("rows_of_state")
 

@@ -96,7 +96,11 @@ def _queried(scan: Scan, workspace: Workspace, query: str | None) -> Scan:
     if query is None:
         return scan
     workspace.rows(f"CREATE TEMP VIEW input AS SELECT * FROM {scan.relation(list(scan.columns))}")
-    return sql_scan(f"({query.rstrip().rstrip(';')})", f"the query on {scan.name}", workspace, scan.rows)
+    try:
+        return sql_scan(f"({query.rstrip().rstrip(';')})", f"the query on {scan.name}", workspace, scan.rows)
+    except TableError as error:
+        texts = "its columns are all text: item::int is a number" if set(scan.columns.values()) == {"VARCHAR"} else ""
+        raise TableError(f"the query on {scan.name} fails: {error.problem}", *filter(None, [texts])) from error
 
 
 def _parquet_scan(path: Path, workspace: Workspace) -> Scan:

@@ -84,6 +84,8 @@ def read_matrix(path: str | os.PathLike[str], items: Sequence[str | None] | None
     """A .npy matrix, one row an item; without `items` they are called 0, 1, 2, ... Raises TableError."""
     try:
         matrix = np.load(Path(path).expanduser(), allow_pickle=False)
+    except FileNotFoundError:
+        raise TableError(f"there is no file {path}", "check the name") from None
     except (OSError, ValueError, EOFError) as error:
         raise TableError(f"{path} is not a .npy matrix that can be read: {str(error).splitlines()[0]}") from error
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu":

@@ -2,9 +2,9 @@
 
 Every class k has `subtypes` kinds of items; worker w labels an item of kind (k, m) with y by theta[w, (k, m), y]
 (Li, Rubinstein, Cohn: Exploiting Worker Correlation for Label Aggregation in Crowdsourcing, ICML 2019). With one
-subtype that is the confusion model of Dawid and Skene (1979) with priors (Kim, Ghahramani 2012). Rows theta have Dirichlet
-priors: fixed ones that lean to the diagonal, or learned ones, whose mean is the crowd's own confusion and whose
-strength maximises the evidence (fixed point of Minka, Estimating a Dirichlet distribution, 2000). Inference is
+subtype that is the confusion model of Dawid and Skene (1979) with priors (Kim, Ghahramani 2012). Rows theta have
+Dirichlet priors: fixed ones that lean to the diagonal, or learned ones, whose mean is the crowd's own confusion and
+whose strength maximises the evidence (fixed point of Minka, Estimating a Dirichlet distribution, 2000). Inference is
 variational Bayes, or with `mean_field=False` expectation-maximisation on the posterior means.
 """
 
@@ -19,6 +19,7 @@ from gradbase.tables.crowd._noise import class_noise
 from gradbase.tables.crowd._table import Table
 
 STRENGTH_LIMITS = (0.5, 200.0)  # of a learned prior, in claims
+BLOCK_ITEMS = 16_384
 SETTLED = 1e-4  # the largest change of a probability in a round that is taken for convergence
 
 
@@ -68,7 +69,9 @@ def fit(
     for turn in range(member.rounds if rounds is None else rounds):
         counts = table.over_cells(kinds)
         theta, strength = _worker_step(table, member, counts, strength, learn=turn > 1 or start is not None)
-        kinds = _weigh(table, member, theta, _shares(member, kinds.sum(0)), tilt)
+        prior = _shares(member, kinds.sum(0))
+        del kinds  # before the next ones come
+        kinds = _weigh(table, member, theta, prior, tilt)
         if turn % 4 == 3 and previous is not None and float((kinds - previous).abs().max()) < SETTLED:
             break
         previous = kinds if turn % 4 == 2 else previous
@@ -91,7 +94,9 @@ def _weigh(table: Table, member: Member, theta: Tensor, prior: Tensor, tilt: Ten
     log_odds += prior
     if tilt is not None:
         log_odds += tilt.to(table.dtype).repeat_interleave(member.subtypes, 1)
-    return torch.softmax(log_odds, 1)
+    for block in log_odds.split(BLOCK_ITEMS):  # in the cache, and without a second array of this size
+        block.copy_(torch.softmax(block, 1))
+    return log_odds
 
 
 def _by_class(kinds: Tensor, n_classes: int) -> Tensor:
@@ -103,10 +108,9 @@ def _shares(member: Member, mass: Tensor) -> Tensor:
     mass = mass.reshape(-1, member.subtypes)
     classes = mass.sum(1) + 1.0
     within = mass + member.sparsity
-    if not member.mean_field:
-        return (classes.log() - classes.sum().log())[:, None].add(within.log() - within.sum(1, True).log()).reshape(-1)
-    of_class = torch.digamma(classes) - torch.digamma(classes.sum())
-    return (of_class[:, None] + torch.digamma(within) - torch.digamma(within.sum(1, keepdim=True))).reshape(-1)
+    log = torch.digamma if member.mean_field else torch.log
+    of_class = log(classes) - log(classes.sum())
+    return (of_class[:, None] + log(within) - log(within.sum(1, keepdim=True))).reshape(-1)
 
 
 def _worker_step(
@@ -122,11 +126,8 @@ def _worker_step(
     else:
         total = cube + _fixed(member, table.n_classes, cube.dtype)
     whole = total.sum(1, keepdim=True)
-    if member.mean_field:
-        theta = torch.digamma(total) - torch.digamma(whole)
-    else:
-        theta = total.log() - whole.log()
-    return theta.reshape(counts.shape), strength
+    log = torch.digamma if member.mean_field else torch.log
+    return (log(total) - log(whole)).reshape(counts.shape), strength
 
 
 def _fixed(member: Member, n_classes: int, dtype: torch.dtype) -> Tensor:

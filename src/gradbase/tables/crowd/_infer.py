@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from gradbase.common.errors import UsageError
+from gradbase.tables.crowd._confusion import Fit
 from gradbase.tables.crowd._ensemble import judge
 from gradbase.tables.crowd._state import State, joined
 from gradbase.tables.crowd._table import Table, table_of
@@ -25,20 +24,27 @@ def infer(
     """What is true of each item, how good each worker is, and why.
 
     `features` (rows in the order of `claims.items`) train a classifier whose word is each item's prior. `state` is the
-    `Result.state` of earlier claims: inference goes on from its statistics with all claims together, names united; a
-    class that is new starts the statistics over. Raises UsageError for no claims, features of another length, a state
+    `Result.state` of earlier claims: inference goes on from its statistics with all claims together, names united. Only
+    a new class, or twice as many claims as when it last did, make it start over, so that all the growth from one claim
+    to many costs no more than two starts at the end. Raises UsageError for no claims, features of another length, a state
     of another kind.
     """
     config = config or Config()
-    start = {}
+    start: dict[str, Fit] = {}
+    settled = 0
     if state is not None:
         claims, start = joined(state, claims)
+        settled = state.settled
+    if len(claims) >= 2 * settled:
+        start, settled = {}, len(claims)
     if len(claims) == 0:
         raise UsageError("there are no claims", "expected at least one row that says what somebody thinks of an item")
-    return _classes(claims, features, config, start)
+    return _classes(claims, features, config, start, settled)
 
 
-def _classes(claims: Claims, features: Features | None, config: Config, start: dict) -> Result:
+def _classes(
+    claims: Claims, features: Features | None, config: Config, start: dict[str, Fit], settled: int
+) -> Result:
     table = table_of(claims)
     opinion = judge(table, None, config.seed, start, config.on_progress)
     posterior = opinion.posterior
@@ -46,9 +52,8 @@ def _classes(claims: Claims, features: Features | None, config: Config, start: d
     rows = np.arange(table.n_items)
     dense = posterior.double().numpy()
     second = np.where(runner_up == NONE, 0.0, dense[rows, np.maximum(runner_up, 0)])
-    distinct = _distinct(claims, table)
     return Result(
-        claims=distinct,
+        claims=claims,
         value=value,
         probability=dense[rows, value],
         runner_up=runner_up,
@@ -57,13 +62,13 @@ def _classes(claims: Claims, features: Features | None, config: Config, start: d
         posterior=dense,
         workers=workers_of(table, posterior),
         explain=lambda: why_of(table, posterior, value, runner_up, None),
-        state=State(distinct, opinion.fits),
+        state=State(claims, opinion.fits, settled),
     )
 
 
 def _best_two(table: Table, posterior: Tensor) -> tuple[Ints, Ints]:
     """int64[n_items] each: the two likeliest classes. Ties go to the class claimed more often, then by name."""
-    claimed = torch.bincount(table.label, minlength=table.n_classes).double()
+    claimed = torch.from_numpy(table.cell_counts().sum(0)).double()
     ranked = posterior.double() + TIE * claimed / claimed.sum()
     value = ranked.argmax(1)
     if table.n_classes == 1:
@@ -71,8 +76,3 @@ def _best_two(table: Table, posterior: Tensor) -> tuple[Ints, Ints]:
     ranked[torch.arange(table.n_items), value] = -1.0
     return value.numpy(), ranked.argmax(1).numpy()
 
-
-def _distinct(claims: Claims, table: Table) -> Claims:
-    codes = (table.item, table.worker, table.label)
-    item, worker, label = (code.numpy().astype(np.int64) for code in codes)
-    return replace(claims, item=item, worker=worker, label=label)

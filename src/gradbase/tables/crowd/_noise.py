@@ -24,32 +24,18 @@ def scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def _sums(groups: NDArray[np.int64], values: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
-    """uint64[size]: sums modulo 2**64 by group, whatever the order."""
-    low = np.bincount(groups, (values & np.uint64(0xFFFFFFFF)).astype(np.float64), size)
-    high = np.bincount(groups, (values >> np.uint64(32)).astype(np.float64), size)
-    return low.astype(np.uint64) + (high.astype(np.uint64) << np.uint64(32))
-
-
 def item_hashes(table: Table, seed: int) -> NDArray[np.uint64]:
-    """uint64[n_items]: a hash of who labelled an item, with how many others; names and classes do not matter."""
-    item, worker = table.item.numpy().astype(np.int64), table.worker.numpy().astype(np.int64)
-    return _item_part(item, _worker_hashes(table, item, worker, seed)[worker], table.n_items)
+    """uint64[n_items]: a hash of who labelled an item; the names of workers, items and classes do not matter."""
+    everyone = _worker_hashes(table, seed).repeat(table.n_classes)[:, None]
+    return scramble(_whole(table.count_over_items(_exact(everyone)))[:, 0])
 
 
-def _worker_hashes(
-    table: Table, item: NDArray[np.int64], worker: NDArray[np.int64], seed: int
-) -> NDArray[np.uint64]:
-    """uint64[n_workers]: what a worker did: how many claims, and how contested and crowded the items were."""
-    votes = table.votes().numpy()
-    own = votes[item, table.label.numpy().astype(np.int64)]
-    seen = np.rint(own * 60.0).astype(np.uint64) * np.uint64(1_000_003)
-    seen += np.rint(votes.sum(1)[item] * 60.0).astype(np.uint64)
-    return scramble(_sums(worker, scramble(seen + np.uint64(seed)), table.n_workers))
-
-
-def _item_part(item: NDArray[np.int64], hashes: NDArray[np.uint64], n_items: int) -> NDArray[np.uint64]:
-    return scramble(_sums(item, hashes >> np.uint64(12), n_items))
+def _worker_hashes(table: Table, seed: int) -> NDArray[np.uint64]:
+    """uint64[n_workers]: a hash of what a worker did: how many claims, and how contested and crowded the items were."""
+    votes = np.rint(table.votes().numpy() * 60.0).astype(np.uint64)
+    seen = scramble(votes * np.uint64(1_000_003) + votes.sum(1, keepdims=True) + np.uint64(seed))
+    sums = _whole(table.count_over_cells(_exact(seen))).reshape(table.n_workers, table.n_classes, table.n_classes)
+    return scramble(np.einsum("wkk->w", sums))
 
 
 def class_noise(table: Table, subtypes: int, seed: int) -> Tensor:
@@ -57,13 +43,21 @@ def class_noise(table: Table, subtypes: int, seed: int) -> Tensor:
 
     A draw depends on which workers gave the item which class: renaming classes permutes the draws along.
     """
-    item, worker = table.item.numpy().astype(np.int64), table.worker.numpy().astype(np.int64)
-    hashes = _worker_hashes(table, item, worker, seed)[worker]
-    everyone = _item_part(item, hashes, table.n_items)
-    pair = item * table.n_classes + table.label.numpy()
-    own = _item_part(pair, hashes, table.n_items * table.n_classes).reshape(table.n_items, table.n_classes)
-    base = scramble(own + everyone[:, None])
+    workers = _worker_hashes(table, seed).repeat(table.n_classes)[:, None]
+    of_label = np.eye(table.n_classes, dtype=np.uint64)[np.tile(np.arange(table.n_classes), table.n_workers)]
+    own = _whole(table.count_over_items(_exact(workers) * torch.from_numpy(of_label.astype(np.float64))))
+    everyone = own.sum(1, keepdims=True)
+    base = scramble(scramble(own) + everyone)
     steps = scramble(np.arange(1, subtypes + 1, dtype=np.uint64) * np.uint64(7919) + np.uint64(seed))
     bits = scramble(base[:, :, None] ^ steps)
     draws = -np.log((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54)
     return torch.from_numpy(draws / draws.sum(2, keepdims=True))
+
+
+def _exact(hashes: NDArray[np.uint64]) -> Tensor:
+    """float64 whole numbers below 2**32: up to two million of them add up exactly, in any order."""
+    return torch.from_numpy((hashes >> np.uint64(32)).astype(np.float64))
+
+
+def _whole(sums: Tensor) -> NDArray[np.uint64]:
+    return sums.numpy().astype(np.uint64)

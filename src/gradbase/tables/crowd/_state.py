@@ -20,11 +20,12 @@ TABLES = ("about", "items", "workers", "classes", "claims", "statistics", "share
 
 @dataclass(frozen=True)
 class State:
-    """The distinct claims so far, and per member of the ensemble its sufficient statistics: expected claims by
-    worker, label and kind of item, and expected items by kind. Numbers need no statistics beside the claims."""
+    """The claims so far, and per member of the ensemble its sufficient statistics: expected claims by worker, label and
+    kind of item, and expected items by kind. `settled` is how many claims there were when the members last started."""
 
     claims: Claims
     fits: Mapping[str, Fit]
+    settled: int
 
     def tables(self) -> dict[str, Columns]:
         """Tables by name, each with columns of one length: what `from_tables` takes. Save them in any format."""
@@ -33,7 +34,7 @@ class State:
         if claims.tag is not None:
             rows["tag"] = claims.tag
         return {
-            "about": {"kind": np.array([claims.kind], dtype=object)},
+            "about": {"kind": np.array([claims.kind], dtype=object), "settled": np.array([self.settled])},
             "items": {"name": claims.items},
             "workers": {"name": claims.workers},
             "classes": {"name": claims.classes},
@@ -54,7 +55,8 @@ class State:
         tag = np.asarray(rows["tag"], dtype=np.int64) if kind == "sets" else None
         item, worker = (np.asarray(rows[name], dtype=np.int64) for name in ("item", "worker"))
         names = (np.asarray(tables[name]["name"]) for name in ("items", "workers", "classes"))
-        return cls(Claims(item, worker, label, *names, kind, tag), _fits(tables["statistics"], tables["shares"]))
+        claims = Claims(item, worker, label, *names, kind, tag)
+        return cls(claims, _fits(tables["statistics"], tables["shares"]), int(tables["about"]["settled"][0]))
 
 
 def _long_counts(fits: Mapping[str, Fit]) -> Columns:

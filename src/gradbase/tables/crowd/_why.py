@@ -1,9 +1,9 @@
 """Why a value won: log-odds of the value against the runner-up, claim by claim, adding up to the item's.
 
-Each claim counts with the final confusion of its worker, the prior with the classes' shares, the classifier with what it
-says. Averaged, calibrated members are less sure than that sum; claims and prior of an item are scaled down alike
-where one factor explains the difference (reason "claim", "prior", "features"), and what is left, mostly nothing, is a row
-of its own (reason "members").
+Each claim counts with the final confusion of its worker, the prior with the classes' shares, the classifier with what
+it says. Averaged, calibrated members are less sure than that sum; claims and prior of an item are scaled down alike
+where one factor explains the difference (reason "claim", "prior", "features"), and what is left, mostly nothing, is a
+row of its own (reason "members").
 """
 
 from __future__ import annotations

@@ -16,20 +16,25 @@ Z90 = 1.6448536269514722  # the normal distribution's 95th percentile: 5% on eac
 
 def workers_of(table: Table, posterior: Tensor) -> Workers:
     """Quality: the expected share of right claims, drawn to the crowd's mean by four claims' weight."""
-    right, claims = _right(table, posterior)
+    small = table.n_workers * table.n_classes**2 <= CONFUSION_ENTRIES_MAX
+    right, claims = (_right_of_counts if small else _right)(table, posterior)
     mean = (right.sum() + 1.0) / (claims.sum() + 2.0)
     total = claims + PRIOR_CLAIMS
     quality = (right + PRIOR_CLAIMS * mean) / total
     low, high = wilson(quality, total)
-    confusion = None
-    if table.n_workers * table.n_classes**2 <= CONFUSION_ENTRIES_MAX:
-        confusion = confusion_of(table, posterior).transpose(1, 2).double().numpy()
-    counts = np.bincount(table.worker.numpy(), minlength=table.n_workers).astype(np.int64)
-    return Workers(quality, low, high, counts, confusion)
+    confusion = confusion_of(table, posterior).transpose(1, 2).double().numpy() if small else None
+    return Workers(quality, low, high, table.cell_counts().sum(1), confusion)
+
+
+def _right_of_counts(table: Table, posterior: Tensor) -> tuple[Floats, Floats]:
+    """float[n_workers] each: expected right claims, and all claims (several answers to one item share one)."""
+    counts = table.over_cells(posterior.to(table.dtype)).double().numpy()
+    counts = counts.reshape(table.n_workers, table.n_classes, table.n_classes)
+    return np.einsum("wkk->w", counts), counts.sum((1, 2))
 
 
 def _right(table: Table, posterior: Tensor) -> tuple[Floats, Floats]:
-    """float[n_workers] each: expected right claims, and all claims (several answers to one item share one)."""
+    """The same, one claim at a time: for more classes than a matrix has room for."""
     own = posterior[table.item.long(), table.label.long()].double()
     weight = torch.ones_like(own) if table.weight is None else table.weight.double()
     worker = table.worker.numpy()

@@ -21,11 +21,10 @@ _COPY_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Known:
-    """From earlier claims: counts (sources, RELATIONS), evidence (candidates,); from features: prior, the same."""
+    """From earlier claims: counts (sources, RELATIONS), evidence (candidates,)."""
 
     counts: Floats | None = None
     evidence: Floats | None = None
-    prior: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,28 @@ class Solution:
 class _Choice:
     similar: bool
     lifted: bool
+    informed: bool  # by features of sources
     copied: bool
     sharpness: float
     rate: float  # of change in time; 0 where the truth is constant
     gates: tuple[Gate, ...]
 
 
-def solve(problem: Problem, options: Mapping[int, AttributeOptions], config: Config, known: Known) -> Solution:
-    """Choose on held-out claims, then fit all of them."""
-    choice = _choose(_sample(problem), options, config, known.prior)
+def solve(
+    problem: Problem, options: Mapping[int, AttributeOptions], config: Config, known: Known, features: Floats | None
+) -> Solution:
+    """Choose on held-out claims, then fit all of them. `features` (sources, columns), standardised, or None."""
+    network = _Prior(features, config) if features is not None else None
+    choice = _choose(_sample(problem), options, config, network)
     model = _model(problem, options, config.similarity and choice.similar)
-    model = replace(model, lifted=choice.lifted, known=known.counts, evidence=known.evidence, prior=known.prior)
+    model = replace(model, lifted=choice.lifted, known=known.counts, evidence=known.evidence)
     weight, copying = problem.weight, nothing_copied()
     fitted = fit(model, weight, config.iterations_max)
+    if network is not None:
+        if choice.informed:
+            model = network.inform(model, fitted)
+            fitted = fit(model, weight, config.iterations_max)
+        network.close()
     if choice.copied:
         fitted, weight, copying = _discounted(model, fitted, problem.weight, config)
     chains, timeline = chain(model) if choice.rate else None, None
@@ -84,9 +92,9 @@ def _sample(problem: Problem) -> Problem:
 
 
 def _choose(
-    problem: Problem, options: Mapping[int, AttributeOptions], config: Config, prior: Floats | None
+    problem: Problem, options: Mapping[int, AttributeOptions], config: Config, network: _Prior | None
 ) -> _Choice:
-    model = replace(_model(problem, options, config.similarity), prior=prior)
+    model = _model(problem, options, config.similarity)
     folds = Folds.of(model, problem.weight, config.seed)
     fits = folds.fits(model, config.iterations_max)
     best, gates = folds.likelihood(model, fits), []
@@ -103,11 +111,47 @@ def _choose(
     gates.append(judge("lift", folds.likelihood(flat, flat_fits), best))
     if not gates[-1].kept:
         model, fits = flat, flat_fits
+    informed = False
+    if network is not None:
+        informed, model, fits = _judge_features(model, folds, fits, config, network, gates)
     copied, fits = _judge_copies(model, folds, fits, config, gates)
     sharpness, gate = best_sharpness(folds, model, fits)
     gates.append(gate)
     rate, sharpness = _judge_time(model, folds, fits, sharpness, gates)
-    return _Choice(similar, model.lifted, copied, sharpness, rate, tuple(gates))
+    return _Choice(similar, model.lifted, informed, copied, sharpness, rate, tuple(gates))
+
+
+class _Prior:
+    """Priors of sources from their features."""
+
+    def __init__(self, features: Floats, config: Config) -> None:
+        from gradbase.tables.fuse._features import Network
+
+        self._network = Network(features, config.memory, config.seed)
+
+    def close(self) -> None:
+        self._network.close()
+
+    def inform(self, model: Model, fitted: Fit) -> Model:
+        """The model with each source's prior learned from the other sources."""
+        from gradbase.tables.fuse._features import learned_prior
+
+        draw = np.ones(model.problem.sources)
+        np.minimum.at(draw, model.problem.source, model.problem.draw)
+        order = np.argsort(np.argsort(draw, kind="stable"), kind="stable")
+        draw = np.random.default_rng(0).permutation(len(draw))[order] / len(draw)
+        return replace(model, prior=learned_prior(self._network, fitted.counts, fitted.mean, draw))
+
+
+def _judge_features(
+    model: Model, folds: Folds, fits: list[Fit], config: Config, network: _Prior, gates: list[Gate]
+) -> tuple[bool, Model, list[Fit]]:
+    """Whether priors from features predict better. What follows then is judged with the last fold's priors."""
+    informed = [network.inform(model, fitted) for fitted in fits]
+    weights = [folds.weight * ~held for held in folds.held]
+    refits = [fit(m, weight, config.iterations_max) for m, weight in zip(informed, weights, strict=True)]
+    gates.append(judge("features", folds.likelihood(model, fits), folds.likelihood(model, refits)))
+    return (True, informed[-1], refits) if gates[-1].kept else (False, model, fits)
 
 
 def _judge_time(

@@ -24,9 +24,13 @@ _NUMBERS = "numbers, told or measured"
 
 
 def read_options(
-    claims: Claims, given: Mapping[str, AttributeOptions] | None, hierarchy: Hierarchy | None
+    claims: Claims,
+    given: Mapping[str, AttributeOptions] | None,
+    hierarchy: Hierarchy | None,
+    earlier: Mapping[str, str],
 ) -> dict[int, AttributeOptions]:
-    """Options of every attribute, with the kind settled. `hierarchy` is for the attributes whose values it names."""
+    """Options of every attribute, with the kind settled. `hierarchy` is for the attributes whose values it names,
+    `earlier` the kinds that attributes had before these claims."""
     given = given or {}
     unknown = sorted(set(given) - set(claims.attribute_names))
     if unknown:
@@ -38,7 +42,10 @@ def read_options(
     bounds = np.searchsorted(claims.attribute[by_attribute], np.arange(len(claims.attribute_names) + 1))
     for code, name in enumerate(claims.attribute_names):
         rows = by_attribute[bounds[code] : bounds[code + 1]]
-        options[code] = _settled(claims, rows, given.get(name, AttributeOptions()), hierarchy)
+        wanted = given.get(name, AttributeOptions())
+        if wanted.kind == "auto" and wanted.hierarchy is None and name in earlier:
+            wanted = replace(wanted, kind=earlier[name])
+        options[code] = _settled(claims, rows, wanted, hierarchy)
     numbers = [code for code, option in options.items() if option.kind == _NUMBERS]
     pairs = {code: _same_pairs(claims, by_attribute[bounds[code] : bounds[code + 1]]) for code in numbers}
     for code in numbers:

@@ -96,7 +96,7 @@ class Fit:
 def fit(model: Model, weight: Floats, iterations_max: int, start: Fit | None = None) -> Fit:
     """Expectation maximisation. `weight` (claims,): 0 for claims to be left out, less than 1 for copies."""
     problem = model.problem
-    shared = _shared(problem, weight)
+    shared = shared_claims(model, weight)
     mean = BASE if start is None else start.mean
     prior = np.tile(mean, (problem.sources, 1)) if model.prior is None else model.prior
     profile, lift = (prior, np.zeros(problem.claims)) if start is None else (start.profile, start.lift)
@@ -117,10 +117,13 @@ def fit(model: Model, weight: Floats, iterations_max: int, start: Fit | None = N
     return Fit(profile, lift, score, probability, unclaimed, counts, mean)
 
 
-def _shared(problem: Problem, weight: Floats) -> Bools:
-    """(claims,) of items that two sources speak of: a lone claim agrees with itself, which tells nothing."""
+def shared_claims(model: Model, weight: Floats) -> Bools:
+    """(claims,) of items that two sources speak of, or spoke: a lone claim agrees with itself, which tells nothing."""
+    problem = model.problem
     spoken = problem.item[weight > 0] * problem.sources + problem.source[weight > 0]
     sources = np.bincount(np.unique(spoken) // problem.sources, minlength=problem.items)
+    if model.evidence is not None:
+        sources += np.bincount(problem.candidate_item, model.evidence != 0, problem.items) > 0
     return (sources > 1)[problem.item]
 
 
@@ -156,7 +159,7 @@ def posterior(model: Model, score: Floats, sharpness: float = 1.0) -> tuple[Floa
 
 def profiles_of(model: Model, beliefs: Floats, weight: Floats, mean: Floats) -> tuple[Floats, Floats, Floats]:
     """profile, counts and mean, given how probably each link's value was true when it was claimed (links,)."""
-    counts = _counts(model, beliefs, weight * _shared(model.problem, weight))
+    counts = _counts(model, beliefs, weight * shared_claims(model, weight))
     profile, mean = _profiles(model, counts, mean)
     return profile, counts, mean
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradbase.tables.fuse._discrete import Fit, Model, _shared, fit, predict
+from gradbase.tables.fuse._discrete import Fit, Model, fit, predict, shared_claims
 from gradbase.tables.fuse._types import Bools, Floats
 
 FOLDS = 2
@@ -41,7 +41,7 @@ class Folds:
     @classmethod
     def of(cls, model: Model, weight: Floats, seed: int) -> Folds:
         draw = (model.problem.draw + seed * 0.6180339887498949) % 1.0
-        spoken = _shared(model.problem, weight) & (weight > 0)
+        spoken = shared_claims(model, weight) & (weight > 0)
         lows = (fold * HELD_SHARE for fold in range(FOLDS))
         return cls(tuple(spoken & (draw >= low) & (draw < low + HELD_SHARE) for low in lows), weight)
 

@@ -79,7 +79,7 @@ class Fit:
 @dataclass(frozen=True)
 class Estimate:
     """What was found. `share` (claims,): how much of its item's truth each claim is; `corrected` (claims,) the claims
-    in the truth's unit. `typical`: the median spread, (items,) `truth` and its standard `error`."""
+    in the truth's unit; (items,) `truth`, its standard `error`, and what earlier claims had to do with it."""
 
     truth: Floats
     error: Floats
@@ -87,6 +87,15 @@ class Estimate:
     corrected: Floats
     fit: Fit
     gates: tuple[Gate, ...]
+    earlier: Earlier | None = None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """(items,) what earlier claims gave: their truth, 0 where there is none, and its share of the present one."""
+
+    truth: Floats
+    share: Floats
 
 
 def estimate(data: Measurements, draw: Floats, iterations_max: int) -> Estimate:
@@ -109,6 +118,16 @@ def estimate(data: Measurements, draw: Floats, iterations_max: int) -> Estimate:
     first = replace(fits[0], scale=fits[0].scale * units, bias=fits[0].bias * units)
     error = np.sqrt(np.mean([f.variance for f in fits], axis=0))
     return Estimate(data.by_item(worth), error, share, corrected, first, (*gates, gate))
+
+
+def combined(found: Estimate, truth: Floats, error: Floats) -> Estimate:
+    """The estimate with an earlier one of its items, by their precisions; NaN where there is none."""
+    known = ~np.isnan(truth)
+    mine, before = 1 / np.maximum(found.error, 1e-150) ** 2, np.where(known, 1 / np.maximum(error, 1e-150) ** 2, 0.0)
+    part = before / (mine + before)
+    past = Earlier(np.where(known, truth, 0.0), part)
+    merged = (1 - part) * found.truth + part * past.truth
+    return replace(found, truth=merged, error=1 / np.sqrt(mine + before), earlier=past)
 
 
 def fit(data: Measurements, shape: Shape, iterations_max: int) -> Fit:

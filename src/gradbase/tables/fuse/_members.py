@@ -22,7 +22,8 @@ _TOLERANCE = 1e-5
 @dataclass(frozen=True)
 class Members:
     """probability, score (candidates,); sensitivity, false_positive (sources,); right, wrong (sources,): expected
-    counts of true and false members claimed. `claimed` (claims,), `omitted` (candidates,): log-odds for the member."""
+    counts of true and false members claimed. `claimed` (claims,), `omitted` (candidates,): log-odds for the member, the
+    latter with those of earlier claims."""
 
     probability: Floats
     score: Floats
@@ -34,22 +35,25 @@ class Members:
     omitted: Floats
 
 
-def find_members(problem: Problem, iterations_max: int) -> Members:
-    """Expectation maximisation from shares of votes."""
-    spoken = np.unique(problem.item * problem.sources + problem.source)
+def find_members(problem: Problem, iterations_max: int, earlier: Floats) -> Members:
+    """Expectation maximisation from shares of votes; `earlier` (candidates,) is the log-odds of earlier claims."""
+    said = problem.weight > 0
+    spoken = np.unique(problem.item[said] * problem.sources + problem.source[said])
     item, source = spoken // problem.sources, spoken % problem.sources
     speakers = np.bincount(item, minlength=problem.items)
-    probability = problem.per_candidate() / speakers[problem.candidate_item]
+    probability = problem.per_candidate(said.astype(np.float64)) / np.maximum(speakers, 1)[problem.candidate_item]
     shared = (speakers > 1).astype(np.float64)  # who speaks alone agrees with himself
     for _ in range(iterations_max):
-        found = _evidence(problem, item, source, probability, shared)
+        found = _evidence(problem, item, source, probability, shared, earlier)
         before, probability = probability, found.probability
         if np.abs(probability - before).max(initial=0.0) < _TOLERANCE:
             break
     return found
 
 
-def _evidence(problem: Problem, item: Ints, source: Ints, probability: Floats, shared: Floats) -> Members:
+def _evidence(
+    problem: Problem, item: Ints, source: Ints, probability: Floats, shared: Floats, earlier: Floats
+) -> Members:
     """One round: rates of the sources from the members, members from the rates."""
     weight = problem.weight * shared[problem.item]
     right = problem.per_source(weight * probability[problem.candidate])
@@ -61,7 +65,7 @@ def _evidence(problem: Problem, item: Ints, source: Ints, probability: Floats, s
     left_out = np.log((1 - sensitivity) / (1 - false_positive))
     claimed = problem.weight * (np.log(sensitivity / false_positive))[problem.source]
     omitted = np.bincount(item, left_out[source], problem.items)[problem.candidate_item]
-    omitted = omitted - problem.per_candidate(left_out[problem.source])
+    omitted = omitted - problem.per_candidate((problem.weight > 0) * left_out[problem.source]) + earlier
     score = problem.per_candidate(claimed) + omitted
     believed = 1 / (1 + np.exp(-np.clip(score, -700, 700)))
     return Members(believed, score, sensitivity, false_positive, right, wrong, claimed, omitted)

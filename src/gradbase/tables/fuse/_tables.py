@@ -87,7 +87,8 @@ def decide(solution: Solution) -> Decision:
     return Decision(best, second, probability[best], np.where(second >= 0, probability[second], unclaimed))
 
 
-def discrete_truths(solution: Solution, decision: Decision) -> Table:
+def discrete_truths(solution: Solution, decision: Decision, counted: Ints) -> Table:
+    """One row an item. `counted` (candidates,): claims, earlier ones too."""
     problem = solution.model.problem
     missing = np.full(problem.items, np.nan)
     return {
@@ -97,7 +98,7 @@ def discrete_truths(solution: Solution, decision: Decision) -> Table:
         "probability": decision.probability,
         "runner_up": _values_or_none(problem.value, decision.second),
         "runner_up_probability": decision.other,
-        "claims": problem.per_item(),
+        "claims": np.bincount(problem.candidate_item, counted, problem.items),
         "low": missing,
         "high": missing,
     }
@@ -206,7 +207,9 @@ def copies(solution: Solution) -> Table:
 # -- measured truths
 
 
-def measured_truths(problem: Problem, found: Estimate, data: Measurements, level: float) -> Table:
+def measured_truths(
+    problem: Problem, found: Estimate, data: Measurements, level: float, counted: Ints
+) -> Table:
     """The estimate with its interval; the runner-up is the plain mean of the claims."""
     mean, odds = _against_mean(found, data)
     half = interval_factor(level) * found.error
@@ -218,7 +221,7 @@ def measured_truths(problem: Problem, found: Estimate, data: Measurements, level
         "probability": probability,
         "runner_up": _floats_as_objects(mean),
         "runner_up_probability": 1 - probability,
-        "claims": problem.per_item(),
+        "claims": counted,
         "low": found.truth - half,
         "high": found.truth + half,
     }
@@ -241,7 +244,9 @@ def measured_why(problem: Problem, found: Estimate, data: Measurements) -> Table
     """The log-odds shared among claims as they pull the truth away from the plain mean: the truth less the mean is the
     sum of the claims' shares of (claim less mean), so these add up."""
     mean, _ = _against_mean(found, data)
-    pull = found.share * (found.corrected - mean[data.item])
+    part = np.zeros(problem.items) if found.earlier is None else found.earlier.share
+    pull = (1 - part)[data.item] * found.share * (found.corrected - mean[data.item])
+    before = np.zeros(problem.items) if found.earlier is None else part * (found.earlier.truth - mean)
     factor = (found.truth - mean) / (2 * np.maximum(found.error, 1e-150) ** 2)
     claims = {
         "claim": problem.row,
@@ -252,7 +257,7 @@ def measured_why(problem: Problem, found: Estimate, data: Measurements) -> Table
         "member": np.full(problem.claims, None),
         "log_odds": pull * factor[data.item],
     }
-    return stack(WHY, [claims, _prior_rows(problem, np.zeros(problem.items))])
+    return stack(WHY, [claims, _prior_rows(problem, before * factor)])
 
 
 def measured_sources(problem: Problem, found: Estimate, data: Measurements, attribute: int, level: float) -> Table:
@@ -285,7 +290,7 @@ def gates(tried: Sequence[Gate]) -> Table:
 # -- sets
 
 
-def member_truths(problem: Problem, found: Members) -> Table:
+def member_truths(problem: Problem, found: Members, counted: Ints) -> Table:
     """One row per member more probable than not, and the best of an item that has none."""
     best, _ = winners(problem, found.score)
     chosen = found.score > 0
@@ -300,7 +305,7 @@ def member_truths(problem: Problem, found: Members) -> Table:
         "probability": found.probability[member],
         "runner_up": np.full(len(member), None),
         "runner_up_probability": 1 - found.probability[member],
-        "claims": problem.per_candidate()[member],
+        "claims": counted[member],
         "low": missing,
         "high": missing,
     }

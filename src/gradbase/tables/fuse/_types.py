@@ -191,8 +191,8 @@ class Config:
 class Statistics:
     """What is enough to add claims later without the old ones; two tables keyed by names, to be stored as they are.
 
-    values: object, attribute, kind, value, key, evidence (log-odds of its claims), weight, claims.
-    sources: source, attribute ("" for all that are not measured), right, wrong, bias, scale, claims.
+    values: object, attribute, kind, value, evidence (log-odds of its claims), error (of a measured number), claims.
+    sources: source, exact, vaguer, finer, near, other (expected counts of its claims by their relation to the truth).
     """
 
     values: Table
@@ -222,7 +222,7 @@ class Result:
     history: Table
     gates: Table
     kinds: Mapping[str, str]
-    statistics: Statistics | None = field(default=None, repr=False)
+    statistics: Statistics = field(repr=False)
 
     def next(self, count: int) -> Table:
         """The claims most worth buying, best first: object, attribute, source, gain (nats, expected)."""

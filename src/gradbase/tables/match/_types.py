@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 Columns = dict[str, list[Any]]
 
 ONE_TO_ONE = ("auto", "yes", "no")
+
+_CHUNK_PAIRS = 2_000
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Config:
     threshold: float | None = None
     one_to_one: str = "auto"
     memory: str | int | float | None = None
-    members: int = 5
+    members: int = 2
     candidates_max: int = 10
 
     def __post_init__(self) -> None:
@@ -131,24 +133,27 @@ class Config:
 class ScoredPairs:
     """Pairs with their probability of being a match.
 
-    `left`, `right`: rows of the tables, int64[pairs]. `probability`: float64[pairs], calibrated; `matched`:
-    bool[pairs], the decision (threshold, and one-to-one where it holds). `contributions`: float64[pairs, features],
-    log-odds that add up with `intercept` to the log-odds of `probability`; `features` names them, and
-    `feature_columns` the column each reads ("" for evidence from all columns or from other pairs).
+    `left`, `right`: rows of the tables, int64[pairs]. `log_odds`: float64[pairs], calibrated; `matched`: bool[pairs],
+    the decision (a known label; else the threshold, and one-to-one where it holds). `explain(numbers of pairs)`
+    gives float64[those, features], log-odds that add up, with the intercept (float64[those]), to `log_odds`;
+    `features` names them as (column, feature): column "" is evidence from all columns or from other pairs.
     """
 
     left: Ints
     right: Ints
-    probability: Floats
+    log_odds: Floats
     matched: NDArray[np.bool_]
-    contributions: Floats
-    features: tuple[str, ...]
-    feature_columns: tuple[str, ...]
-    intercept: float
     threshold: float
+    features: tuple[tuple[str, str], ...]
+    explain: Callable[[Ints], tuple[Floats, Floats]]
 
     def __len__(self) -> int:
         return len(self.left)
+
+    @property
+    def probability(self) -> Floats:
+        """float64[pairs], from `log_odds`."""
+        return 1 / (1 + np.exp(-self.log_odds))
 
 
 @dataclass(frozen=True)
@@ -158,22 +163,25 @@ class BlockingStatistics:
     records_left: int
     records_right: int
     candidates: int
-    pairs_all: int
     recall: float | None
     cpu_s: float
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `match` found. `clusters[i]` names the cluster of record i of A, then of B, by its first member."""
+    """What was found. `clusters[i]` names the cluster of record i of A, then of B, by its first member.
+
+    `one_to_one`: whether a record was kept to one partner. `learned_from`: "labels" or "no labels" (too few, or none).
+    `blocking` is None where the candidates were given.
+    """
 
     records_a: Records
     records_b: Records | None
     pairs: ScoredPairs
     clusters: tuple[str, ...]
     one_to_one: bool
-    blocking: BlockingStatistics
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    learned_from: str
+    blocking: BlockingStatistics | None
 
     @property
     def _right(self) -> Records:
@@ -197,16 +205,24 @@ class Result:
             "cluster": list(self.clusters),
         }
 
-    def why_table(self, least: float = 0.0) -> Columns:
-        """left, right, feature, column, log_odds: the intercept first, then features of at least `least`, by size."""
-        rows = [row for k in range(len(self.pairs)) for row in self._why(k, least)]
+    def why_table(self, *, matched_only: bool = True, least: float = 0.0) -> Columns:
+        """left, right, feature, column, log_odds: of each pair the intercept, then features by size.
+
+        Features of less than `least` (log-odds) are left out. Of the pairs that were not matched only if asked.
+        """
+        chosen = np.flatnonzero(self.pairs.matched) if matched_only else np.arange(len(self.pairs))
+        rows = [
+            row for k in range(0, len(chosen), _CHUNK_PAIRS) for row in self._why(chosen[k : k + _CHUNK_PAIRS], least)
+        ]
         names = ("left", "right", "feature", "column", "log_odds")
         return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
-    def _why(self, k: int, least: float) -> list[tuple[str, str, str, str, float]]:
-        pairs = self.pairs
-        ids = self.records_a.ids[pairs.left[k]], self._right.ids[pairs.right[k]]
-        parts = pairs.contributions[k]
-        order = [f for f in np.argsort(-np.abs(parts), kind="stable") if abs(parts[f]) >= least]
-        named = [(*ids, pairs.features[f], pairs.feature_columns[f], float(parts[f])) for f in order]
-        return [(*ids, "intercept", "", pairs.intercept), *named]
+    def _why(self, chosen: Ints, least: float) -> Iterator[tuple[str, str, str, str, float]]:
+        parts, intercepts = self.pairs.explain(chosen)
+        for k, values, intercept in zip(chosen, parts, intercepts, strict=True):
+            ids = self.records_a.ids[self.pairs.left[k]], self._right.ids[self.pairs.right[k]]
+            yield (*ids, "intercept", "", float(intercept))
+            for f in np.argsort(-np.abs(values), kind="stable"):
+                if abs(values[f]) >= least:
+                    column, feature = self.pairs.features[f]
+                    yield (*ids, feature, column, float(values[f]))

@@ -129,6 +129,16 @@ class DiskFile:
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
+    def next_data(self, offset: int) -> int:
+        if not hasattr(os, "SEEK_DATA"):
+            return min(offset, self.size())
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return self.size()
+
     def is_shared(self) -> bool:
         """The kernel grants a write lease only on a file that nobody else has open, mapped or linked."""
         if os.fstat(self._fd).st_nlink > 1:

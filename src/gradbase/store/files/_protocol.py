@@ -42,6 +42,9 @@ class File(Protocol):
     def size(self) -> int:
         """Bytes in the file."""
 
+    def next_data(self, offset: int) -> int:
+        """The first byte at or after `offset` that something may have been written to; the size if there is none."""
+
     def is_shared(self) -> bool:
         """Whether another name or another open descriptor leads to this file, or nobody can tell."""
 

@@ -231,6 +231,9 @@ class MemoryFile:
     def size(self) -> int:
         return len(self._content.now)
 
+    def next_data(self, offset: int) -> int:
+        return min(offset, self.size())
+
     def is_shared(self) -> bool:
         return False
 

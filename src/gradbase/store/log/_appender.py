@@ -107,7 +107,7 @@ class Appender:
                 with contextlib.suppress(StoreError):  # without the mark the end is merely less certain
                     self._write_group(())
         finally:
-            self._file.close()
+            self._leave_segment()
             self._file = None
             self._drop_spare()
             self._unlock()
@@ -294,12 +294,13 @@ def _locked(files: Files, directory: str) -> Callable[[], None]:
 
 
 def _cut(files: Files, reader: LogReader) -> None:
-    """Give the space of a torn tail back. The new segment already says where the log goes on."""
-    if reader.torn is None or not files.exists(reader.torn.path):
+    """Give the space behind the last whole group back. The new segment already says where the log goes on."""
+    if reader.end is None:
         return
-    file = files.open(reader.torn.path)
+    path, offset = reader.end
+    file = files.open(path)
     try:
-        if SegmentHeader.unpack(file.read(0, BLOCK_BYTES)).first_lsn < reader.torn.lsn:
-            file.truncate(reader.torn.offset)
+        if SegmentHeader.unpack(file.read(0, BLOCK_BYTES)).first_lsn < reader.next_lsn:  # else it was replaced
+            file.truncate(offset)
     finally:
         file.close()

@@ -9,6 +9,7 @@ from gradbase.common.errors import DamageError
 from gradbase.store.files import BLOCK_BYTES, File, Files, align_up
 from gradbase.store.log._format import (
     GROUP_BYTES,
+    GROUP_MAGIC,
     GroupHeader,
     Malformed,
     Record,
@@ -172,12 +173,20 @@ def _open_segment(files: Files, path: str) -> Segment:
 
 def _group_behind(file: File, offset: int, size: int, segment_crc: int) -> bool:
     """Whether some block behind `offset` starts with a header of this segment: it was written after what is here."""
-    for start in range(offset + BLOCK_BYTES, size, _SCAN_BYTES):
-        data = file.read(start, min(_SCAN_BYTES, size - start))
+    for _, data in _written(file, offset + BLOCK_BYTES, size):
         for position in range(0, len(data), BLOCK_BYTES):
-            if data[position : position + 4] == b"GRUP" and _is_header(data, position, segment_crc):
+            if data[position : position + 4] == GROUP_MAGIC and _is_header(data, position, segment_crc):
                 return True
     return False
+
+
+def _written(file: File, offset: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """Whole blocks from `offset` on, in parts, without space that was reserved and never written."""
+    while (offset := file.next_data(offset)) < size:
+        offset -= offset % BLOCK_BYTES
+        data = file.read(offset, min(_SCAN_BYTES, size - offset))
+        yield offset, data
+        offset += len(data)
 
 
 def _is_header(data: bytes, position: int, segment_crc: int) -> bool:
@@ -190,8 +199,7 @@ def _is_header(data: bytes, position: int, segment_crc: int) -> bool:
 def _last_written(file: File, offset: int, size: int) -> int:
     """Where the zeros at the end of the file begin, rounded up to a block; `offset` if there is nothing else."""
     last = offset
-    for start in range(offset, size, _SCAN_BYTES):
-        data = file.read(start, min(_SCAN_BYTES, size - start)).rstrip(b"\0")
-        if data:
-            last = start + align_up(len(data))
+    for start, data in _written(file, offset, size):
+        if written := data.rstrip(b"\0"):
+            last = start + align_up(len(written))
     return last

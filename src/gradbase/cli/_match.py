@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             arguments.input,
             arguments.other,
             id=arguments.id,
+            source_column=arguments.source_column,
             labelled=arguments.labelled,
             gold=arguments.gold,
             golden="--golden-out" in files,

@@ -32,12 +32,9 @@ from gradbase.tables.fuse_tables import (
 from gradbase.tables.io import modules
 from gradbase.tables.match_tables import (
     MatchTables,
-    compare_pairs,
     golden_table,
     match_tables_of,
-    read_labelled,
-    read_records,
-    table_names,
+    matched,
 )
 from gradbase.tables.state import load_state
 
@@ -145,12 +142,15 @@ def fuse(
     parse_memory(memory)
     config = Config(seed=seed, memory=memory, copies=copies)
     claims, coded, notes = read_fuse_claims(source, table=table, query=query, columns=columns)
-    options = attribute_options(claims, kinds, None if hierarchy is None else load_hierarchy(hierarchy))
-    golds = None if gold is None else read_fuse_gold(gold)
-    features = None if source_features is None else load_source_features(source_features, claims)
     known = None if state is None else Statistics(**load_state(state, "fuse"))
+    golds = None if gold is None else read_fuse_gold(gold)
     result = infer(
-        claims, attributes=options, config=config, **{k: v for k, v in (("source_features", features), ("statistics", known)) if v is not None}
+        claims,
+        attributes=attribute_options(claims, kinds or {}),
+        hierarchy=None if hierarchy is None else load_hierarchy(hierarchy),
+        source_features=None if source_features is None else load_source_features(source_features, claims),
+        config=config,
+        statistics=known,
     )
     evaluation = None if golds is None else compare_fuse(result, claims, golds)
     tables = fuse_tables_of(result, claims, coded, notes, next, evaluation)
@@ -165,6 +165,7 @@ def match(
     b: Any = None,
     *,
     id: str | None = None,
+    source_column: str | None = None,
     labelled: Any = None,
     gold: Any = None,
     golden: bool = False,
@@ -175,8 +176,10 @@ def match(
 ) -> MatchTables:
     """Which records of one table, or of two, are about the same thing.
 
-    a, b: as the source of `crowd`; all columns but the id are compared.
+    a, b: as the source of `crowd`; all columns but the id are compared. A table of candidate pairs, with columns
+        l_NAME and r_NAME, is matched row by row instead; then `labelled` and `gold` have the same columns and `label`.
     id: the column of ids; by default one called id, else records are numbered from 0.
+    source_column: the column that says who a record is from, for claims; by default the table speaks.
     labelled: a table of left, right (ids) and label (1 is a match) to learn from; may be left out.
     gold: such a table to compare with.
     golden: also fuse what the records of a cluster say, into one row a cluster.
@@ -187,18 +190,13 @@ def match(
     """
     from gradbase.tables import match as matching
 
-    names = table_names(a, b)
-    left = read_records(a, names[0], id)
-    right = None if b is None else read_records(b, names[1], id)
-    known, truth = (None if pairs is None else read_labelled(pairs) for pairs in (labelled, gold))
     config = matching.Config(seed=seed, threshold=threshold, memory=memory)
-    result = matching.match(left, right, known, config)
-    claims = matching.claims(result)
-    evaluation = None if truth is None else compare_pairs(result, truth)
-    tables = match_tables_of(result, claims, (), evaluation)
+    result, evaluation = matched(a, b, id, labelled, gold, config)
+    claims = matching.claims(result, source_column)
+    tables = match_tables_of(result, claims, evaluation)
     if golden:
-        columns = list(dict.fromkeys([*left.columns, *(() if right is None else right.columns)]))
-        fused = fuse(tables.claims, seed=seed, memory=memory)
+        fused = fuse(tables.claims, seed=seed)
+        columns = [name for name in result.records_a.columns if name != source_column]
         tables = replace(tables, golden=golden_table(tables.clusters, columns, fused.truths, fused.why))
     if into is not None:
         found = {"pairs": tables.pairs, "clusters": tables.clusters, "claims": tables.claims, "golden": tables.golden}

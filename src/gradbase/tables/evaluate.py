@@ -71,7 +71,14 @@ class Evaluation:
         likelihood = self.negative_log_likelihood
         more = "" if likelihood is None else f", negative log-likelihood {likelihood:.3f}"
         error = f"calibration error {self.calibration_error:.3f}"
-        return f"accuracy {self.accuracy:.1%}{vote}, {error}{more}, {self._counted()}"
+        return f"accuracy {self.accuracy:.1%}{vote}{self._f1()}, {error}{more}, {self._counted()}"
+
+    def _f1(self) -> str:
+        """Of two classes, that of the second: 1, true, yes."""
+        if len(self.f1) != 2:
+            return ""
+        name, score = list(self.f1.items())[1]
+        return f", F1 of {name!r} {score:.1%}"
 
     def _counted(self) -> str:
         left = f"; {self.unanswered} golds are of items without claims" if self.unanswered else ""

@@ -39,7 +39,6 @@ _HIERARCHY = (
     Role("name", ("value", "child", "place", "label", "narrower")),
     Role("parent", ("contained_in", "part_of", "broader", "is_in")),
 )
-_NAMED_SHARE = 0.5  # of an attribute's claims that a hierarchy names, for it to be meant
 _GOLD_VALUE = Role("value", (*VALUE.aliases, "gold", "truth", "true_value"))
 
 
@@ -179,38 +178,19 @@ def load_hierarchy(source: Any) -> Hierarchy:
     return Hierarchy.from_edges([child for child, _ in edges], [parent for _, parent in edges])
 
 
-def attribute_options(
-    claims: Claims, kinds: Mapping[str, str] | None, hierarchy: Hierarchy | None
-) -> dict[str, AttributeOptions] | None:
-    """How each attribute is read: by the kind that was given, and by the hierarchy where it names what is claimed.
-
-    Raises TableError for attributes that do not occur, and for a hierarchy that names nothing.
-    """
+def attribute_options(claims: Claims, kinds: Mapping[str, str]) -> dict[str, AttributeOptions]:
+    """How attributes are read. Raises TableError for attributes that do not occur."""
     from gradbase.tables.fuse import AttributeOptions
 
-    strange = next((name for name in kinds or {} if name not in claims.attribute_names), None)
+    strange = next((name for name in kinds if name not in claims.attribute_names), None)
     if strange is not None:
         known = ", ".join(map(repr, list(claims.attribute_names)[:12]))
         raise TableError(f"no claim is about attribute {strange!r}", f"attributes are {known}")
-    fitting = [] if hierarchy is None else _placed(claims, hierarchy)
-    if hierarchy is not None and not fitting:
-        raise TableError("the hierarchy names few of the values that are claimed", "do both spell them the same?")
-    options = {name: AttributeOptions(kind=kind) for name, kind in (kinds or {}).items()}
-    options |= {name: AttributeOptions(kind=(kinds or {}).get(name, "auto"), hierarchy=hierarchy) for name in fitting}
-    return options or None
-
-
-def _placed(claims: Claims, hierarchy: Hierarchy) -> list[str]:
-    """The attributes most of whose claims are names of the hierarchy."""
-    known = {name.casefold() for name in hierarchy.names}
-    inside = np.array([str(value).casefold() in known for value in claims.value])
-    size = len(claims.attribute_names)
-    share = np.bincount(claims.attribute, inside, size) / np.maximum(np.bincount(claims.attribute, minlength=size), 1)
-    return [claims.attribute_names[int(code)] for code in np.flatnonzero(share >= _NAMED_SHARE)]
+    return {name: AttributeOptions(kind=kind) for name, kind in kinds.items()}
 
 
 def load_source_features(source: Any, claims: Claims) -> NDArray[np.float64]:
-    """Numbers known of each source, in the order of the claims' sources; 0 where not known. Raises TableError."""
+    """Numbers known of each source, in the order of the claims' sources; NaN where not known. Raises TableError."""
     with Workspace() as workspace:
         scan = open_scan(source, workspace)
         name = next((c for c in scan.columns if c.lower() in (SOURCE.name, *SOURCE.aliases)), None)
@@ -223,8 +203,7 @@ def load_source_features(source: Any, claims: Claims) -> NDArray[np.float64]:
     rows = np.array([row.get(source, -1) for source in claims.source_names])
     if (rows < 0).all():
         raise TableError(f"{scan.name} names none of the sources", "do both spell them in the same way?")
-    matrix = np.where(rows[:, None] < 0, 0.0, np.nan_to_num(found.numeric[rows].astype(np.float64)))
-    return matrix
+    return np.where(rows[:, None] < 0, np.nan, found.numeric[rows].astype(np.float64))
 
 
 def fuse_tables_of(

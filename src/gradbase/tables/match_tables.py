@@ -16,7 +16,7 @@ from gradbase.tables.evaluate import Evaluation, evaluate_values
 from gradbase.tables.io import Role, Workspace, open_scan, read_roles, read_texts
 
 if TYPE_CHECKING:
-    from gradbase.tables.match import Labelled, Records, Result
+    from gradbase.tables.match import Config, Labelled, Records, Result
 
 _PAIR = (
     Role("left", ("a", "id_a", "a_id", "left_id", "ltable", "ltable_id", "l", "first")),
@@ -54,7 +54,7 @@ class MatchTables:
     def figures(self) -> list[tuple[str, int, str]]:
         """Counts for people: name, count, more."""
         counts = self.counts
-        pairs = f"of {counts['pairs_all']:,} possible"
+        pairs = f"of {counts['pairs_possible']:,} possible"
         return [
             ("Records", counts["records"], f"in {counts['clusters']:,} clusters"),
             ("Candidate pairs", counts["candidates"], pairs),
@@ -73,22 +73,75 @@ class MatchTables:
         return match_page(self, title)
 
 
-def read_records(source: Any, name: str, identity: str | None, **options: Any) -> Records:
-    """Records of an input: all columns as texts, ids from the column `identity` (default: one called id, if there is
-    one), else their numbers. Raises TableError, UsageError."""
+def matched(
+    a: Any, b: Any, identity: str | None, labelled: Any, gold: Any, config: Config
+) -> tuple[Result, Evaluation | None]:
+    """The result of one table, of two, or of a table of pairs, beside gold if there is any. Raises TableError."""
+    from gradbase.tables import match
+
+    columns = read_all(a)
+    if b is None and _are_pairs(columns):
+        return _matched_pairs(columns, labelled, gold, config)
+    names = table_names(a, b)
+    left = records_of(columns, names[0], identity)
+    right = None if b is None else records_of(read_all(b), names[1], identity)
+    known, truth = (None if pairs is None else read_labelled(pairs) for pairs in (labelled, gold))
+    result = match.match(left, right, known, config)
+    return result, None if truth is None else compare_pairs(result, truth)
+
+
+def read_all(source: Any) -> dict[str, list[str | None]]:
+    """All columns of an input, as texts. Raises TableError."""
+    with Workspace() as workspace:
+        scan = open_scan(source, workspace)
+        columns = read_texts(scan, workspace)
+    if not len(next(iter(columns.values()))):
+        raise TableError(f"{scan.name} has no rows", "expected one row a record")
+    return columns
+
+
+def _are_pairs(columns: Mapping[str, Any]) -> bool:
+    """Whether a row holds two records: every column but the label is l_NAME or r_NAME."""
+    sides = [name[:2] for name in columns if name != "label"]
+    return set(sides) == {"l_", "r_"} and sides.count("l_") == sides.count("r_")
+
+
+def _matched_pairs(
+    columns: Mapping[str, list[str | None]], labelled: Any, gold: Any, config: Config
+) -> tuple[Result, Evaluation | None]:
+    from gradbase.tables.match import score_pair_tables
+
+    result = score_pair_tables(columns, [] if labelled is None else [read_all(labelled)], config)
+    if gold is None:
+        return result, None
+    truth = read_all(gold)
+    if "label" not in truth or {n: c for n, c in truth.items() if n != "label"} != {
+        name: column for name, column in columns.items() if name != "label"
+    }:
+        raise TableError("gold of a table of pairs has other rows than the pairs", "expected the same and `label`")
+    answers = [_answer(label, row) for row, label in enumerate(truth["label"], start=1)]
+    found = list(zip(result.pairs.probability.tolist(), result.pairs.matched.tolist(), strict=True))
+    return result, _compare(found, answers)
+
+
+def _answer(label: str | None, row: int) -> int:
+    if str(label).lower() not in _MATCH_WORDS:
+        raise TableError(f"label {label!r} in row {row} is neither 1 nor 0", "1 is a match")
+    return _MATCH_WORDS[str(label).lower()]
+
+
+def records_of(columns: dict[str, list[str | None]], name: str, identity: str | None) -> Records:
+    """Records with ids from the column `identity` (default: one called id, if there is one), else their numbers.
+
+    Raises TableError, UsageError."""
     from gradbase.tables.match import Records
 
-    with Workspace() as workspace:
-        scan = open_scan(source, workspace, **options)
-        if identity is not None and identity not in scan.columns:
-            raise TableError(f"{scan.name} has no column {identity!r}", f"found {', '.join(map(repr, scan.columns))}")
-        columns = read_texts(scan, workspace)
+    if identity is not None and identity not in columns:
+        raise TableError(f"table {name!r} has no column {identity!r}", f"found {', '.join(map(repr, columns))}")
     chosen = identity or next((column for column in columns if column.strip().lower() == "id"), None)
     ids = columns.pop(chosen) if chosen is not None else None
     if not columns:
-        raise TableError(f"{scan.name} has no columns to compare", "expected one or more beside the id")
-    if not len(next(iter(columns.values()))):
-        raise TableError(f"{scan.name} has no rows", "expected one row a record")
+        raise TableError(f"table {name!r} has no columns to compare", "expected one or more beside the id")
     return Records.from_columns(columns, ids, name)
 
 
@@ -107,9 +160,9 @@ def read_labelled(source: Any) -> Labelled:
         read = read_roles(scan, workspace, _PAIR)
     answers: dict[tuple[str, str], int] = {}
     for row, (left, right, label) in enumerate(zip(read["left"], read["right"], read["label"], strict=True), start=1):
-        if left is None or right is None or str(label).lower() not in _MATCH_WORDS:
-            raise TableError(f"row {row} of {scan.name} is {left}, {right}, {label}", "expected two ids and 1 or 0")
-        answer = _MATCH_WORDS[str(label).lower()]
+        if left is None or right is None:
+            raise TableError(f"row {row} of {scan.name} lacks an id", "expected two ids and 1 or 0")
+        answer = _answer(label, row)
         if answers.setdefault((left, right), answer) != answer:
             raise TableError(f"the pair {left!r}, {right!r} is labelled twice, differently, in {scan.name}", "keep one")
     if not answers:
@@ -125,17 +178,20 @@ def compare_pairs(result: Result, gold: Labelled) -> Evaluation:
     found = {(left, right): (p, m) for left, right, p, m in rows}
     if result.records_b is None:
         found |= {(right, left): answer for (left, right), answer in found.items()}
-    answers = [found.get(pair, (0.0, False)) for pair in zip(gold.left, gold.right, strict=True)]
+    return _compare([found.get(pair, (0.0, False)) for pair in zip(gold.left, gold.right, strict=True)], gold.label)
+
+
+def _compare(answers: Sequence[tuple[float, bool]], truths: Sequence[int]) -> Evaluation:
+    """Probabilities of a match, and decisions, beside what is true."""
     decided = [int(matched) for _, matched in answers]
-    match = np.array([p for p, _ in answers])
-    truth = np.array(gold.label)
+    match, truth = np.array([probability for probability, _ in answers]), np.array(truths)
     probability = np.where(np.array(decided) == 1, match, 1 - match)
     likelihood = np.where(truth == 1, match, 1 - match)
     return evaluate_values(decided, probability, truth.tolist(), probability_of_gold=likelihood)
 
 
 def match_tables_of(
-    result: Result, claims: Mapping[str, Sequence[Any]], notes: Sequence[str], evaluation: Evaluation | None
+    result: Result, claims: Mapping[str, Sequence[Any]], evaluation: Evaluation | None
 ) -> MatchTables:
     """The tables of a result, but for the golden one."""
     clusters = table(result.clusters_table())
@@ -147,14 +203,22 @@ def match_tables_of(
         counts={
             "records": clusters.num_rows,
             "clusters": len(set(result.clusters)),
-            "candidates": result.blocking.candidates,
-            "pairs_all": result.blocking.pairs_all,
+            "candidates": len(result.pairs),
+            "pairs_possible": _possible(result),
             "matched": int(result.pairs.matched.sum()),
         },
-        notes=tuple(notes),
+        notes=(),
         evaluation=evaluation,
         result=result,
     )
+
+
+def _possible(result: Result) -> int:
+    """How many pairs there are to look at: those that were given, or all."""
+    if result.blocking is None:
+        return len(result.pairs)
+    left = len(result.records_a)
+    return left * (left - 1) // 2 if result.records_b is None else left * len(result.records_b)
 
 
 def golden_table(clusters: Any, columns: Sequence[str], truths: Any, why: Any) -> Any:

@@ -105,6 +105,9 @@ def _evaluation_cards(found: Evaluation | None) -> list[tuple[str, str, str]]:
     cards = [("Accuracy", f"{found.accuracy:.1%}", f"{vote}{counted}")]
     likelihood = found.negative_log_likelihood
     more = "" if likelihood is None else f"negative log-likelihood {likelihood:.3f}"
+    if len(found.f1) == 2:
+        name, score = list(found.f1.items())[1]
+        cards.append((f"F1 of {name}", f"{score:.1%}", "of two classes"))
     return [*cards, ("Calibration error", f"{found.calibration_error:.3f}", more)]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from gradbase.cluster.simulator import Machines
+from gradbase.cluster.simulator import Machines, job_of
 from gradbase.cluster.simulator._disk import Disk
-from gradbase.store.machine import Coordinator, Session, Shard, new_coordinator
+from gradbase.store.machine import Coordinator, Job, Session, Shard, new_coordinator
 from gradbase.store.machine._clocks import ClockShard
 from gradbase.store.machine._ranges import NumberSet
 from gradbase.store.machine._sessions import ClockSession, StepSession
@@ -171,18 +172,29 @@ def _sessions(step: type[Session], clock: type[Session]) -> Machines:
     return Machines(session=lambda job, *rest: (step if job.consistency == "bsp" else clock)(job, *rest))
 
 
-PLANTED: dict[str, Machines] = {
-    "the dedupe table is dropped": _shards(StepShard, NoDedupeShard),
-    "a batch leased again is applied again": _shards(StepShard, NoBatchDedupeShard),
-    "acknowledged before the sync": _shards(EagerStepShard, EagerClockShard),
-    "the fence is skipped, ssp and asp": _shards(StepShard, UnfencedClockShard),
-    "the fence is skipped, bsp": _shards(UnfencedStepShard, ClockShard),
-    "a late reply is taken": _sessions(LateStepSession, LateClockSession),
-    "gradients are summed as they arrive": _shards(ArrivalOrderShard, ClockShard),
-    "one step too stale": _shards(StepShard, TooStaleShard),
-    "own writes are not waited for": _shards(StepShard, ImpatientShard),
-    "replay stops one record early": _shards(StepShard, ShortReplayShard),
-    "a checkpoint ahead of its log": _shards(StepShard, HastyCheckpointShard),
-    "a zombie's storage is not fenced": Machines(disk=OpenDisk),
-    "terms are used twice": Machines(coordinator=_forgetful_coordinator),
+@dataclass(frozen=True)
+class Planted:
+    """`seeds_max`: within so many seeds it must be found; `job`: in runs of this job, where it can show at all."""
+
+    machines: Machines
+    seeds_max: int = 200
+    job: Job | None = None
+
+
+LOGGED = job_of(3, 3, 12, "asp", 0, "wal", "physical")
+
+PLANTED: dict[str, Planted] = {
+    "the dedupe table is dropped": Planted(_shards(StepShard, NoDedupeShard), 50),
+    "a batch leased again is applied again": Planted(_shards(StepShard, NoBatchDedupeShard)),
+    "acknowledged before the sync": Planted(_shards(EagerStepShard, EagerClockShard), 50),
+    "the fence is skipped, ssp and asp": Planted(_shards(StepShard, UnfencedClockShard), 400),
+    "the fence is skipped, bsp": Planted(_shards(UnfencedStepShard, ClockShard), 400),
+    "a late reply is taken": Planted(_sessions(LateStepSession, LateClockSession)),
+    "gradients are summed as they arrive": Planted(_shards(ArrivalOrderShard, ClockShard), 50),
+    "one step too stale": Planted(_shards(StepShard, TooStaleShard)),
+    "own writes are not waited for": Planted(_shards(StepShard, ImpatientShard), 500, LOGGED),
+    "replay stops one record early": Planted(_shards(StepShard, ShortReplayShard), 400),
+    "a checkpoint ahead of its log": Planted(_shards(StepShard, HastyCheckpointShard)),
+    "a zombie's storage is not fenced": Planted(Machines(disk=OpenDisk), 500, LOGGED),
+    "terms are used twice": Planted(Machines(coordinator=_forgetful_coordinator)),
 }

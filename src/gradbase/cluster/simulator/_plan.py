@@ -20,7 +20,7 @@ LIMITS = Limits(
     lease_batches=3,
 )
 
-FaultKind = Literal["crash", "partition", "disk_full", "clock_jump", "hang", "leave", "join", "slow"]
+FaultKind = Literal["crash", "power", "partition", "disk_full", "clock_jump", "hang", "leave", "join", "slow"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,16 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plan:
-    """`odd`: the share of messages that are lost, doubled or late while faults last, which is until `calm_us`."""
+    """`odd`: the share of messages that are lost, doubled or late while faults last, which is until `calm_us`; `slow_syncs`: the
+    share of syncs that take long.
+    """
 
     seed: int
     job: Job
     workers: int
     parts: int
     odd: float
+    slow_syncs: float
     calm_us: int
     checkpoint_us: int
     faults: tuple[Fault, ...]
@@ -70,6 +73,7 @@ def draw_plan(seed: int, job: Job | None = None) -> Plan:
         workers=workers,
         parts=random.choice((1, 1, 1, 2)),
         odd=random.choice((0.0, 0.01, 0.05, 0.2)),
+        slow_syncs=random.choice((0.0, 0.1, 0.5)),
         calm_us=calm_us,
         checkpoint_us=random.choice((4_000, 10_000)) if job.durability != "none" else 0,
         faults=faults,
@@ -87,7 +91,7 @@ def _draw_job(random: Random) -> Job:
 
 def _draw_fault(random: Random, job: Job, workers: int, busy_us: int) -> Fault:
     kinds: tuple[FaultKind, ...] = (
-        "crash", "crash", "crash", "partition", "disk_full", "clock_jump", "hang", "leave", "join", "slow",
+        "crash", "crash", "crash", "power", "partition", "disk_full", "clock_jump", "hang", "leave", "join", "slow",
     )  # fmt: skip
     kind = random.choice(kinds)
     everyone = (
@@ -101,7 +105,7 @@ def _draw_fault(random: Random, job: Job, workers: int, busy_us: int) -> Fault:
         who = [("worker", random.randrange(workers))]
     elif kind == "join":
         who = [("worker", random.randrange(job.slots))]
-    elif kind == "disk_full":
+    elif kind in ("disk_full", "power"):
         who = [address for address in everyone if address[0] != "worker"]
     else:
         who = random.sample(everyone, random.choice((1, 1, 1, 2, min(3, len(everyone)))))

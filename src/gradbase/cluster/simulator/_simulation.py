@@ -47,7 +47,6 @@ LATENCY_US = 20  # and up to SPREAD_US more
 SPREAD_US = 200
 LATE_US_MAX = 40_000  # how late an odd message may be: several timeouts
 SYNC_US = 150
-SLOW_SYNC_SHARE = 0.1
 SLOW_SYNC_US = 20_000
 WRITE_US = 1_000
 COMPUTE_US = 300
@@ -316,7 +315,7 @@ class Simulation:
         disk = self._disks[process.address]
         if disk.owner == process.incarnation and disk.next_lsn <= effect.lsn:
             return  # a record of it was refused, which is told
-        slow = self._draw() < SLOW_SYNC_SHARE and not self._calm
+        slow = self._draw() < self.plan.slow_syncs and not self._calm
         delay_us = SYNC_US + int(self._draw() * (SLOW_SYNC_US if slow else SYNC_US))
         self._after(delay_us, partial(self._synced, process, effect.lsn))
 
@@ -394,7 +393,7 @@ class Simulation:
             self._hit_process(fault, process)
 
     def _hit_process(self, fault: Fault, process: Process) -> None:
-        if fault.kind == "crash":
+        if fault.kind in ("crash", "power"):
             self._kill(process)
             self._tell_of_death(process)
             self._start_later(process.address, fault.for_us)

@@ -8,6 +8,7 @@
 """
 
 from gradbase.tables.crowd._infer import infer
+from gradbase.tables.crowd._next import next_labels
 from gradbase.tables.crowd._state import State
 from gradbase.tables.crowd._types import (
     NONE,
@@ -33,4 +34,5 @@ __all__ = [
     "Why",
     "Workers",
     "infer",
+    "next_labels",
 ]

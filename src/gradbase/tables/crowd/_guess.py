@@ -2,7 +2,8 @@
 
 With hundreds of classes no worker fills a confusion matrix. One number each is left, the chance p[w] to know; who does
 not know draws from how often labels are given at all (g): p(y | k) = p[w] [y = k] + (1 - p[w]) g[y]. A learned Beta
-prior holds the workers together; expectation-maximisation finds the rest (the "spammer" view of Raykar and Yu, JMLR 2012).
+prior holds the workers together; expectation-maximisation finds the rest (the "spammer" view of Raykar and Yu, JMLR
+2012).
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from torch import Tensor
 from gradbase.common.errors import UsageError
 from gradbase.tables.crowd._confusion import Fit
 from gradbase.tables.crowd._ensemble import judge
+from gradbase.tables.crowd._numbers import numbers
+from gradbase.tables.crowd._sets import sets
 from gradbase.tables.crowd._state import State, joined
 from gradbase.tables.crowd._table import Table, table_of
 from gradbase.tables.crowd._types import NONE, Claims, Config, Features, Ints, Result
@@ -26,8 +28,8 @@ def infer(
     `features` (rows in the order of `claims.items`) train a classifier whose word is each item's prior. `state` is the
     `Result.state` of earlier claims: inference goes on from its statistics with all claims together, names united. Only
     a new class, or twice as many claims as when it last did, make it start over, so that all the growth from one claim
-    to many costs no more than two starts at the end. Raises UsageError for no claims, features of another length, a state
-    of another kind.
+    to many costs no more than two starts at the end. Raises UsageError for no claims, features of another length, a
+    state of another kind.
     """
     config = config or Config()
     start: dict[str, Fit] = {}
@@ -39,6 +41,10 @@ def infer(
         start, settled = {}, len(claims)
     if len(claims) == 0:
         raise UsageError("there are no claims", "expected at least one row that says what somebody thinks of an item")
+    if claims.kind == "numbers":
+        return numbers(claims)
+    if claims.kind == "sets":
+        return sets(claims, config, start, settled)
     return _classes(claims, features, config, start, settled)
 
 

@@ -263,6 +263,7 @@ class Steward:
             with contextlib.suppress(OSError):
                 worker.channel.send("stop")
             worker.channel.close()
+        self.workers.clear()
         self._selector.close()
         for fd in (self._wake_read, self._wake_write):
             os.close(fd)

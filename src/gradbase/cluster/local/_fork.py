@@ -5,13 +5,15 @@ seconds to import torch. So one process is started for it, computes on one threa
 
     caller -> fork server    ("prepare", task)                 load the recipe, build the model
                              ("fork", ticket), descriptors     a worker that serves these
-    fork server -> caller    ("ready",), ("failed", error), ("forked", ticket, pid), ("ended", pid, status)
+    fork server -> caller    ("ready",), ("failed", error), ("forked", ticket, pid)
 
-The chain of parents dies from the top: each process asks the kernel for SIGKILL when its parent ends.
+Servers are forked themselves, one for every job, from one that has torch and nothing else. The chain of parents dies from
+the top: each process asks the kernel for SIGKILL when its parent ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pickle
@@ -23,7 +25,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from socket import AF_UNIX, SOCK_STREAM, socketpair
+from socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socket, socketpair
 from typing import Any
 
 import gradbase
@@ -34,20 +36,15 @@ _COMMAND = "from gradbase.cluster.local._fork import main; main()"
 
 
 class ForkServer:
-    """The caller's side. `prepare(task)` once, then `fork` as often as a worker is wanted.
+    """The caller's side of one job's server. `prepare(task)` once, then `fork` as often as a worker is wanted.
 
     `task` is pickled; it has `warm()`, called in the server, and `serve(fds)`, called in every forked worker.
     """
 
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                env=_environment() | (environment or {}),
-                stdin=subprocess.DEVNULL,
-            )
+            _Root.get().fork_server(theirs.fileno())
         self.connection = Connection(ours.detach())
         self._tickets = 0
 
@@ -56,30 +53,67 @@ class ForkServer:
         try:
             answer: tuple[Any, ...] = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
-            status = self._process.wait()
             raise StepError(
-                f"the process that starts workers ended with status {status}",
+                "the process that starts workers has ended",
                 "what it said is on standard error; was it killed for want of memory?",
             ) from None
         return answer
 
     def prepare(self, task: Any) -> None:
         """Hand the task over; the server answers ("ready",) or ("failed", error) on `connection`."""
-        self.connection.send_bytes(pickle.dumps(("prepare", pickle.dumps(task))))
+        surroundings = (sys.path, os.getcwd(), dict(os.environ))
+        self.connection.send_bytes(pickle.dumps(("prepare", (surroundings, pickle.dumps(task)))))
 
     def fork(self, fds: list[int]) -> int:
         """Ask for a worker that holds copies of these descriptors; its ticket comes back with its process id."""
         self._tickets += 1
-        self.connection.send_bytes(pickle.dumps(("fork", (self._tickets, len(fds)))))
-        for fd in fds:
-            send_handle(self.connection, fd, self._process.pid)
+        _send_with(self.connection, ("fork", (self._tickets, len(fds))), fds)
         return self._tickets
 
     def close(self) -> None:
-        """End the server, and with it every worker that still lives."""
-        self._process.kill()
-        self._process.wait()
+        """End the server, and with it every worker that still lives; return when it has ended."""
+        ours = socket(fileno=os.dup(self.connection.fileno()))
+        with ours, contextlib.suppress(OSError):
+            ours.shutdown(SHUT_WR)
+            while ours.recv(1 << 16):
+                pass
         self.connection.close()
+
+
+class _Root:
+    """The one process that this one starts to fork servers from: it has imported torch. It ends with this process."""
+
+    _here: _Root | None = None
+
+    def __init__(self) -> None:
+        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _COMMAND, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+            )
+        self._connection = Connection(ours.detach())
+        self._owner = os.getpid()
+
+    @classmethod
+    def get(cls) -> _Root:
+        """The one that lives, or a new one."""
+        here = cls._here
+        if here is None or here._owner != os.getpid() or here._process.poll() is not None:
+            cls._here = here = cls()
+        return here
+
+    def fork_server(self, fd: int) -> None:
+        _send_with(self._connection, ("server", None), [fd])
+
+
+def _send_with(connection: Connection, message: Any, fds: list[int]) -> None:
+    """A message, then descriptors."""
+    connection.send_bytes(pickle.dumps(message))
+    for fd in fds:
+        send_handle(connection, fd, 0)
 
 
 def die_with_parent(parent: int) -> None:
@@ -101,8 +135,8 @@ class _Server:
         self._task: Any = None
         self._children: set[int] = set()
 
-    def run(self) -> Callable[[], None] | None:
-        """Serve until the caller goes away. In a forked worker: what it has to do."""
+    def run(self) -> Callable[[], None]:
+        """Serve until the caller goes away; comes back only in what was forked, with what it has to do."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing)
@@ -128,12 +162,30 @@ class _Server:
         except (EOFError, OSError):
             os._exit(0)
         if verb == "prepare":
-            self._prepare(argument)
+            self._prepare(*argument)
             return None
+        if verb == "server":
+            return self._fork_server()
         return self._fork(*argument)
 
-    def _prepare(self, pickled: bytes) -> None:
+    def _fork_server(self) -> Callable[[], None] | None:
+        """In the child: serve one job on a connection of its own."""
+        connection = Connection(recv_handle(self._connection))
+        root = os.getpid()
+        if pid := os.fork():
+            self._children.add(pid)
+            connection.close()
+            return None
+        die_with_parent(root)
+        self._connection.close()
+        return lambda: _serve(connection)
+
+    def _prepare(self, surroundings: tuple[list[str], str, dict[str, str]], pickled: bytes) -> None:
         try:
+            sys.path[:], folder, environment = surroundings
+            os.environ.clear()
+            os.environ.update(environment)
+            os.chdir(folder)
             self._task = pickle.loads(pickled)
             self._task.warm()
         except BaseException as error:
@@ -156,10 +208,9 @@ class _Server:
 
     def _reap(self) -> None:
         for pid in list(self._children):
-            done, status = os.waitpid(pid, os.WNOHANG)
+            done, _ = os.waitpid(pid, os.WNOHANG)
             if done:
                 self._children.discard(pid)
-                self._answer("ended", pid, status)
 
     def _answer(self, *message: Any) -> None:
         try:
@@ -184,8 +235,12 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    work = _Server(Connection(fd)).run()
-    assert work is not None, "only a forked worker comes here"
+    _serve(Connection(fd))
+
+
+def _serve(connection: Connection) -> None:
+    """Be a server on this connection; in what it forks, do what is to be done there, and end."""
+    work = _Server(connection).run()
     try:
         work()
     finally:

@@ -1,0 +1,183 @@
+"""The local engine with real processes: the bits of one process, whoever is killed and whenever."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradbase.cluster.job import Outcome, Request
+from gradbase.cluster.local import LocalEngine
+from gradbase.cluster.steward import StepReport
+from gradbase.common.errors import StepError, UsageError
+from gradbase.store.machine import parse_consistency
+from tests.cluster import recipes
+
+BACK_S = 5.0  # on a busy machine; on a quiet one it is a tenth of a second
+
+
+class Run:
+    """A job, what it reported, and someone who does things to its workers every so many reports."""
+
+    def __init__(self, request: Request, act: Any = None, every: int = 0) -> None:
+        self.reports: list[StepReport] = []
+        self.times_s: list[float] = []
+        self._act, self._every = act, every
+        self.engine = LocalEngine(request, on_report=self._report)
+        self.outcome: Outcome = self.engine.run()
+
+    def _report(self, report: StepReport) -> None:
+        self.reports.append(report)
+        self.times_s.append(time.monotonic())
+        if self._every and len(self.reports) % self._every == 0:
+            others = [pid for pid in self.engine.processes() if pid != os.getpid()]
+            if others:
+                self._act(others)
+
+    @property
+    def longest_pause_s(self) -> float:
+        return max(after - before for before, after in zip(self.times_s, self.times_s[1:], strict=False))
+
+
+def _request(consistency: str = "bsp", workers: int = 3, steps: int | None = 40, **given: Any) -> Request:
+    level, staleness_steps = parse_consistency(consistency)
+    build = given.pop("build", recipes.build)
+    return Request(build, workers, steps, level, staleness_steps, **given)
+
+
+def test_bsp_gives_the_bits_of_one_process_that_accumulates() -> None:
+    run = Run(_request())
+    assert recipes.digest(run.outcome.model) == recipes.plain(3, 40)
+    assert run.outcome.steps == 40 and run.outcome.lost == 0 and not run.outcome.interrupted
+    assert {(report.step, report.lane) for report in run.reports} == {(s, n) for s in range(1, 41) for n in range(3)}
+    assert all(report.staleness_steps == 0 and report.samples == recipes.ROWS for report in run.reports)
+
+
+def test_one_worker_needs_no_other_process() -> None:
+    run = Run(_request(workers=1, steps=20))
+    assert recipes.digest(run.outcome.model) == recipes.plain(1, 20)
+
+
+def test_workers_that_are_killed_again_and_again_change_nothing() -> None:
+    moments = random.Random(5)
+
+    def kill(pids: list[int]) -> None:
+        victims = moments.sample(pids, moments.randint(1, len(pids)))
+        delay_s = moments.uniform(0, 0.01)
+        threading.Timer(delay_s, lambda: [_kill(pid) for pid in victims]).start()
+
+    run = Run(_request(steps=80), kill, every=25)
+    assert recipes.digest(run.outcome.model) == recipes.plain(3, 80)
+    assert run.outcome.lost >= 5
+    assert run.longest_pause_s < BACK_S
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def test_a_worker_that_is_stopped_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradbase.cluster.local._engine._STOPPED_S", 0.3)
+    stopped: list[int] = []
+
+    def stop(pids: list[int]) -> None:
+        if not stopped:
+            stopped.append(pids[0])
+            os.kill(pids[0], signal.SIGSTOP)
+
+    run = Run(_request(), stop, every=30)
+    assert run.outcome.lost == 1
+    assert recipes.digest(run.outcome.model) == recipes.plain(3, 40)
+
+
+@pytest.mark.parametrize("consistency", ["ssp:2", "asp"])
+def test_batches_are_used_once_each_and_the_bound_holds(consistency: str) -> None:
+    run = Run(_request(consistency, workers=3, steps=30))
+    used = Counter(report.batch for report in run.reports)
+    assert used == Counter(range(90))
+    assert run.outcome.steps == 30
+    if consistency != "asp":
+        assert max(report.staleness_steps for report in run.reports) <= 2
+    assert recipes.digest(run.outcome.model) != recipes.digest(recipes.build().model)
+
+
+def test_asp_goes_on_without_workers_that_are_killed() -> None:
+    run = Run(_request("asp", steps=60), lambda pids: _kill(pids[0]), every=40)
+    assert run.outcome.lost >= 2 and run.outcome.steps == 60
+    assert {report.batch for report in run.reports} == set(range(180))
+
+
+def test_a_stream_that_ends_ends_the_job_with_its_last_whole_step() -> None:
+    run = Run(_request(steps=None, workers=2, build=functools.partial(recipes.build, count=9)))
+    assert run.outcome.steps == 4 and not run.outcome.interrupted
+    endless = Run(_request(steps=None, workers=2, build=_nine_from_a_generator))
+    assert endless.outcome.steps == 4
+    assert recipes.digest(endless.outcome.model) == recipes.digest(run.outcome.model)
+
+
+def _nine_from_a_generator() -> Any:
+    recipe = recipes.build()
+    recipe.batches = _nine
+    return recipe
+
+
+def _nine() -> Any:
+    yield from recipes._first(9)
+
+
+def test_without_a_length_asp_wants_to_be_told_the_steps() -> None:
+    with pytest.raises(UsageError, match="give --steps"):
+        LocalEngine(_request("asp", steps=None, workers=1)).run()
+
+
+def test_a_loss_that_fails_says_so() -> None:
+    with pytest.raises((StepError, ValueError), match="this loss cannot be had"):
+        LocalEngine(_request(build=functools.partial(recipes.build, fails=True))).run()
+
+
+def test_stop_ends_with_a_whole_step_and_a_store_that_resumes(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    reports: list[StepReport] = []
+
+    def report(each: StepReport) -> None:
+        reports.append(each)
+        if len(reports) == 20:
+            engine.stop()
+
+    engine = LocalEngine(_request(durability="wal", store=store), on_report=report)
+    first = engine.run()
+    assert first.interrupted and 5 < first.steps < 40
+    assert recipes.digest(first.model) == recipes.plain(3, first.steps)
+    again = LocalEngine(_request(durability="wal", store=store, resume=True)).run()
+    assert again.steps == 40 and recipes.digest(again.model) == recipes.plain(3, 40)
+    with pytest.raises(UsageError, match="made with lanes 3, not 2"):
+        LocalEngine(_request(workers=2, durability="wal", store=store, resume=True)).run()
+
+
+def test_no_process_and_no_memory_is_left() -> None:
+    before = set(os.listdir("/dev/shm"))
+    run = Run(_request(steps=3))
+    assert run.engine.processes() == [os.getpid()]
+    assert set(os.listdir("/dev/shm")) == before
+    del run
+    gc.collect()  # views that are in cycles keep the mapping, and the mapping a descriptor
+    assert not [name for name in os.listdir("/proc/self/fd") if "gradbase-slab" in _target(name)]
+
+
+def _target(name: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{name}")
+    except OSError:
+        return ""

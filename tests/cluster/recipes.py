@@ -1,0 +1,90 @@
+"""Recipes that every engine's tests train, and the plain loop that they must agree with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gradbase.cluster.worker import BatchStream, Recipe, forward_seed
+
+WIDTH, ROWS = 12, 8
+
+
+def model() -> nn.Module:
+    """Dropout needs the random state, batch norm has buffers, the frozen layer has no gradient."""
+    layers = nn.Sequential(
+        nn.Linear(WIDTH, 16), nn.BatchNorm1d(16), nn.GELU(), nn.Dropout(0.2), nn.Linear(16, 4), nn.Linear(4, 1)
+    )
+    layers[4].requires_grad_(False)
+    return layers
+
+
+def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+
+
+def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    while True:
+        yield torch.randn(ROWS, WIDTH), torch.randn(ROWS, 1)
+
+
+def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    rows, targets = batch
+    return F.mse_loss(model(rows), targets)
+
+
+def slow_loss(model: nn.Module, batch: Any, pause_s: float) -> torch.Tensor:
+    time.sleep(pause_s)
+    return loss(model, batch)
+
+
+def failing_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    raise ValueError("this loss cannot be had")
+
+
+def build(pause_s: float = 0.0, count: int | None = None, fails: bool = False) -> Recipe:
+    """The recipe; `count` batches of a list, or endless ones from a generator."""
+    wanted = failing_loss if fails else functools.partial(slow_loss, pause_s=pause_s) if pause_s else loss
+    stream = batches if count is None else functools.partial(_first, count)
+    return Recipe.build(7, model, optimizer, stream, wanted)
+
+
+def _first(count: int) -> list[Any]:
+    stream = batches()
+    return [next(stream) for _ in range(count)]
+
+
+def plain(lanes: int, steps: int) -> str:
+    """The digest after `steps` updates in one process, each from `lanes` micro-batches summed in their order."""
+    recipe = build()
+    stream = BatchStream(recipe.batches, recipe.random_state)
+    parameters = [p for p in recipe.model.parameters() if p.requires_grad]
+    for step in range(steps):
+        sums: list[torch.Tensor] = []
+        before = {name: buffer.clone() for name, buffer in recipe.model.named_buffers()}
+        for lane in range(lanes):
+            for name, buffer in recipe.model.named_buffers():
+                buffer.copy_(before[name])
+            torch.manual_seed(forward_seed(7, step * lanes + lane))
+            gradients = torch.autograd.grad(loss(recipe.model, stream.get(step * lanes + lane)), parameters)
+            sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
+            if lane == 0:
+                pushed = {name: buffer.clone() for name, buffer in recipe.model.named_buffers()}
+        for name, buffer in recipe.model.named_buffers():
+            buffer.copy_(pushed[name])
+        for parameter, gradient in zip(parameters, sums, strict=True):
+            parameter.grad = gradient * (1 / lanes)
+        recipe.optimizer.step()
+    return digest(recipe.model)
+
+
+def digest(model: nn.Module) -> str:
+    state = model.state_dict()
+    return hashlib.sha256(b"".join(n.encode() + state[n].numpy().tobytes() for n in sorted(state))).hexdigest()

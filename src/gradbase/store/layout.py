@@ -356,7 +356,7 @@ def _check(tensors: Sequence[TensorSpec], shard_count: int, page_bytes: int) -> 
     for spec in tensors:
         if spec.dtype not in ITEM_BYTES:
             raise StoreError(f"tensor {spec.name!r} has dtype {spec.dtype}", f"a store holds {', '.join(ITEM_BYTES)}")
-        if spec.kind not in KINDS or (spec.kind == "rows" and (len(spec.shape) < 1 or spec.row_numel < 1)):
+        if spec.kind not in KINDS or (spec.kind == "rows" and (len(spec.shape) < 2 or spec.row_numel < 1)):
             raise _bad_layout(f"tensor {spec.name!r} of shape {list(spec.shape)} cannot be of kind {spec.kind!r}")
         if min(spec.shape, default=1) < 0 or not 0 <= spec.cost < math.inf:
             raise _bad_layout(f"tensor {spec.name!r} has shape {list(spec.shape)} and cost {spec.cost}")

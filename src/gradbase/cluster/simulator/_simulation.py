@@ -119,6 +119,7 @@ class Simulation:
         self._full: list[Address] = []
         self._starting: set[Address] = set()
         self._finished = False
+        self.killed = 0
         shards = [("shard", shard) for shard in range(self.job.shards)]
         self._disks: dict[Address, Disk] = {address: self._machines.disk() for address in (COORDINATOR, *shards)}
         self._on: dict[type, Callable[[Process, Any], None]] = {
@@ -145,6 +146,11 @@ class Simulation:
         counts = self._counts
         terms = self._disks[COORDINATOR].records[-1].lsn if self._disks[COORDINATOR].records else 0
         return Outcome(self.plan, tuple(violations), counts.events, counts.messages, self.now_us, terms)
+
+    def values(self) -> list[Payload]:
+        """Of every shard, as they are now; None where no process has them in memory."""
+        processes = [self._at.get(("shard", shard)) for shard in range(self.job.shards)]
+        return [process.pages.value if process is not None and process.pages else None for process in processes]
 
     # The loop.
 
@@ -395,6 +401,7 @@ class Simulation:
     def _hit_process(self, fault: Fault, process: Process) -> None:
         if fault.kind in ("crash", "power"):
             self._kill(process)
+            self.killed += 1
             self._tell_of_death(process)
             self._start_later(process.address, fault.for_us)
         elif fault.kind == "leave":

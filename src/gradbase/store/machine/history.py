@@ -136,7 +136,8 @@ class _Judge:
         replica = self._replica(note.shard, note.incarnation)
         if note.lsn > replica.logged:
             self._broken("I5 order", f"{note}, but only {replica.logged} is logged")
-        self._check_owner(note)
+        if note.incarnation != self._owners[note.shard]:
+            self._broken("I7 one owner", f"{note} while incarnation {self._owners[note.shard]} owns the shard")
         replica.durable = note.lsn
         self._durable[note.shard] = max(self._durable[note.shard], note.lsn)
         while replica.unsynced and replica.unsynced[0][0] <= note.lsn:
@@ -144,7 +145,6 @@ class _Judge:
 
     def _acknowledged(self, note: notes.Acknowledged) -> None:
         replica = self._replica(note.shard, note.incarnation)
-        self._check_owner(note)
         if not self._is_durable(replica, note.worker, note.durable):
             self._broken("I6 acknowledged means durable", f"{note} while durable is LSN {replica.durable}")
         key = (note.shard, note.worker)
@@ -161,10 +161,6 @@ class _Judge:
         replica = self._replica(note.shard, note.incarnation)
         replica.kept_step = max(replica.kept_step, note.step)
         replica.kept_clock = note.clock
-
-    def _check_owner(self, note: notes.Synced | notes.Acknowledged) -> None:
-        if note.incarnation != self._owners[note.shard]:
-            self._broken("I7 one owner", f"{note} while incarnation {self._owners[note.shard]} owns the shard")
 
     def _restored(self, note: notes.Restored) -> None:
         replica = self._replica(note.shard, note.incarnation)

@@ -1,9 +1,10 @@
 """Gradients in fewer bytes: codecs with error feedback, and the choice among them. See README.md for the format."""
 
-from gradbase.store.codec._choice import Choice, CodecSpeed, choose, measure_speeds
+from gradbase.store.codec._choice import CANDIDATES, Choice, CodecSpeed, choose, measure_speeds
 from gradbase.store.codec._codec import Codec, Compressor, Message, decode, encode, parse_codec, split
 
 __all__ = [
+    "CANDIDATES",
     "Choice",
     "Codec",
     "CodecSpeed",

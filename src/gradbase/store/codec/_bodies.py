@@ -175,7 +175,7 @@ def _body(*parts: tuple[int, DTypeLike]) -> tuple[Bytes, list[NDArray[Any]]]:
     return out, views
 
 
-_CHUNK_NUMEL = 1 << 15  # 128 KiB: what one pass leaves in the cache the next one finds there
+_CHUNK_NUMEL = 1 << 16  # 256 KiB: what one pass leaves in the cache the next one finds there
 
 
 def _squares(

@@ -1,0 +1,153 @@
+"""What codecs cost: bytes a second in and out, bytes on the wire, and the loss a small GPT reaches with them.
+
+    python -m benchmarks.store.codecs [--steps 300] [--lanes 2] [--codecs none,int8,topk:0.01] [--speeds-only] [--json]
+
+The model is that of examples/gpt_stdlib.py, smaller. The lanes are computed one after the other in this process; each
+has a `Compressor` with its own residuals, as a worker has, and the server decodes, reduces in lane order and applies
+AdamW page by page. Tensors of fewer than 4096 elements (biases, norms) go as they are. For the first `--warmup` steps
+every gradient goes as it is, until Adam's second moments mean something (Tang et al., 1-bit Adam, 2021, section 3.3).
+The loss is the mean over held-out batches; every codec sees the same batches from the same parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+
+from examples import gpt_stdlib as gpt
+from gradbase.store.codec import CANDIDATES, Codec, Compressor, decode, measure_speeds, parse_codec
+from gradbase.store.layout import Layout, lay_out, specs_of_model, tensor_view
+from gradbase.store.update import Updater, allocate, rule_of, settings_of
+
+SMALL_NUMEL = 4096
+HELD_OUT = 8
+LAYERS, WIDTH, SEQUENCES, LENGTH = 2, 128, 8, 96
+
+
+def shrink() -> None:
+    """A model of 0.5 million parameters, which two cores train in minutes."""
+    gpt.LAYERS, gpt.WIDTH, gpt.SEQUENCES, gpt.LENGTH = LAYERS, WIDTH, SEQUENCES, LENGTH
+
+
+class Training:
+    """A store of one shard and its lanes, in one process."""
+
+    def __init__(self, codec: Codec, lanes: int, warmup: int) -> None:
+        torch.manual_seed(0)
+        self.model = gpt.model()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
+        rule = rule_of(self.optimizer, self.model)
+        self.layout = lay_out(specs_of_model(self.model, costs=rule.costs()), 1)
+        memory = allocate(self.layout, rule)
+        self.updater = Updater(self.layout, rule, memory)
+        for name, parameter in self.model.named_parameters():
+            view = tensor_view(self.layout, memory["values"], name)
+            parameter.data = view.copy_(parameter.data)
+        self.lanes = [Compressor(codecs_of(self.layout, codec)) for _ in range(lanes)]
+        self.plain = [Compressor({}) for _ in range(lanes)]
+        self.warmup = warmup
+        self.step_count = 0
+
+    def step(self, batches: list[torch.Tensor]) -> None:
+        compressors = self.plain if self.step_count < self.warmup else self.lanes
+        pushed = [self.push(each, batch) for each, batch in zip(compressors, batches, strict=True)]
+        self.updater.set_settings(settings_of(self.optimizer))
+        for page in self.layout.pages:
+            self.updater.apply(page.number, [lane[page.number] for lane in pushed])
+        self.step_count += 1
+
+    def push(self, lane: Compressor, batch: torch.Tensor) -> dict[int, torch.Tensor]:
+        """The gradients of a micro-batch as they arrive at the server, by page."""
+        self.model.zero_grad()
+        gpt.loss(self.model, batch).backward()
+        gradients = {name: p.grad.reshape(-1) for name, p in self.model.named_parameters() if p.grad is not None}
+        arrived = {}
+        for page in self.layout.pages:
+            part = gradients[self.layout.tensors[page.tensor].name][page.start : page.start + page.numel]
+            arrived[page.number] = decode(lane.encode(page.number, part), page.numel).clone()
+        return arrived
+
+    @torch.no_grad()
+    def loss(self, batches: list[torch.Tensor]) -> float:
+        return float(sum(gpt.loss(self.model, batch) for batch in batches) / len(batches))
+
+
+def codecs_of(layout: Layout, codec: Codec) -> dict[int, Codec]:
+    return {p.number: codec for p in layout.pages if layout.tensors[p.tensor].numel >= SMALL_NUMEL}
+
+
+def train(codec: Codec, steps: int, lanes: int, warmup: int) -> dict[str, Any]:
+    """Train from the same start on the same batches; the held-out loss at the end and bytes sent after the warm-up."""
+    source = gpt.corpus()
+    generator = torch.Generator().manual_seed(1)
+    held_out = [draw(source, generator) for _ in range(HELD_OUT)]
+    training = Training(codec, lanes, warmup)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, steps)
+    begin = time.process_time()
+    for _ in range(steps):
+        training.step([draw(source, generator) for _ in range(lanes)])
+        training.optimizer._opt_called = True  # the server stepped; the schedule would warn that nobody did
+        schedule.step()
+    raw, sent = (sum(getattr(lane, key) for lane in training.lanes) for key in ("raw_nbytes", "sent_nbytes"))
+    return {
+        "codec": str(codec),
+        "loss": round(training.loss(held_out), 4),
+        "bytes_ratio": round(raw / sent, 2) if sent else None,
+        "cpu_s": round(time.process_time() - begin, 1),
+    }
+
+
+def draw(source: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    starts = torch.randint(len(source) - LENGTH - 1, (SEQUENCES, 1), generator=generator)
+    return source[starts + torch.arange(LENGTH + 1)].long()
+
+
+def speeds() -> list[dict[str, Any]]:
+    measured = measure_speeds()
+    return [
+        {
+            "codec": name,
+            "encode_bytes_per_s": round(speed.encode_bytes_per_s),
+            "decode_bytes_per_s": round(speed.decode_bytes_per_s),
+            "bytes_ratio": round(1 / speed.ratio, 2),
+        }
+        for name, speed in measured.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--lanes", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=0)
+    parser.add_argument("--codecs", default=",".join(map(str, CANDIDATES)))
+    parser.add_argument("--speeds-only", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    shrink()
+    result: dict[str, Any] = {"benchmark": "codecs", "speeds": speeds(), "training": []}
+    print_speeds(result["speeds"])
+    for text in () if arguments.speeds_only else arguments.codecs.split(","):
+        row = train(parse_codec(text), arguments.steps, arguments.lanes, arguments.warmup)
+        result["training"].append(row)
+        over = row["loss"] / result["training"][0]["loss"]
+        print(f"{row['codec']:10} loss {row['loss']:.4f} ({over:.4f} x first)  {row['bytes_ratio']} x fewer bytes  "
+              f"{row['cpu_s']} s", file=sys.stderr, flush=True)  # fmt: skip
+    if arguments.json:
+        print(json.dumps(result))
+
+
+def print_speeds(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        rates = f"{row['encode_bytes_per_s'] / 1e9:6.2f} GB/s in {row['decode_bytes_per_s'] / 1e9:6.2f} GB/s out"
+        print(f"{row['codec']:10} {rates}  {row['bytes_ratio']} x fewer bytes", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

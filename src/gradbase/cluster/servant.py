@@ -6,7 +6,9 @@
                                                 or ("ended", ticket): there is no such batch
     ("apply", op, shard, lanes)                 ("done", op)
     ("fetch", op, shard)                        ("done", op)
-    ("stop",)                                   ("hello",) at the start; ("failed", words) before an exception of the recipe ends it
+    ("stop",)                                   ("failed", words): its recipe raised an exception, it ends
+
+A servant begins with ("hello", process id, whether it can apply, number).
 
 A servant may vanish at any moment. What it was computing is computed again by another, into the same buffers; what it
 was applying is completed by another, from the page at which it stopped.
@@ -15,6 +17,7 @@ was applying is completed by another, from the page at which it stopped.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -28,6 +31,8 @@ from gradbase.cluster.worker import Learner, samples_of
 
 class Memory(Protocol):
     """Where the parameters of a servant's model lie, and how they reach the others'."""
+
+    can_apply: bool  # whether the servant reaches the pages themselves; one that does not is never asked to apply
 
     def buffers(self, lane: int) -> Mapping[nn.Parameter, torch.Tensor]:
         """Where the gradients of a lane go."""
@@ -45,14 +50,14 @@ class Memory(Protocol):
         """Copy a shard's values to where the model reads them."""
 
 
-def serve(channel: Channel, learner: Learner, memory: Memory) -> None:
-    """Do what is asked until told to stop, or until the steward is gone."""
+def serve(channel: Channel, learner: Learner, memory: Memory, number: int = 0) -> None:
+    """Do what is asked until told to stop, or until the steward is gone. `number`: what else it is known by."""
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _serve(channel, learner, memory)
+        _serve(channel, learner, memory, number)
 
 
-def _serve(channel: Channel, learner: Learner, memory: Memory) -> None:
-    channel.send("hello")
+def _serve(channel: Channel, learner: Learner, memory: Memory, number: int) -> None:
+    channel.send("hello", os.getpid(), memory.can_apply, number)
     while True:
         verb, *rest = channel.receive()
         if verb == "stop":

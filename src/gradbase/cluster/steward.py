@@ -70,6 +70,8 @@ class Worker:
     channel: Channel
     death: int | None  # a descriptor that is readable once the process has ended
     pid: int | None
+    can_apply: bool = False
+    number: int = 0  # by which its launcher knows it
     slot: int = -1
     lane: int = -1  # the buffers that are its own under ssp and asp
     nonce: int = 0
@@ -171,7 +173,7 @@ class Steward:
             m.Stop: self._stop_machine,
         }
         self._hears: dict[str, Callable[..., None]] = {
-            "hello": lambda worker: self._say(worker, "seek", max(self._newest_batch, 0)),
+            "hello": self._greet,
             "ready": self._arrived,
             "computed": self._computed,
             "ended": self._ended,
@@ -378,6 +380,10 @@ class Steward:
         if death is not None:
             self.listen(death, lambda: self._lost(worker))
 
+    def _greet(self, worker: Worker, pid: int, can_apply: bool, number: int) -> None:
+        worker.pid, worker.can_apply, worker.number = pid, can_apply, number
+        self._say(worker, "seek", max(self._newest_batch, 0))
+
     def _arrived(self, worker: Worker) -> None:
         """The first ones wait for each other, so that the first term has them all."""
         self._arriving.discard(worker)
@@ -516,10 +522,11 @@ class Steward:
         return True
 
     def _executor(self, operation: Operation) -> Worker | None:
-        """Who does it: the one that is named if it lives; of the others each serves its share of the shards."""
-        if operation.worker in self.workers:
-            return self.workers[operation.worker]
-        live = sorted(self.workers)
+        """Who does it: the one that is named, if it can; of the others each serves its share of the shards."""
+        named = self.workers.get(-1 if operation.worker is None else operation.worker)
+        if named is not None and (named.can_apply or operation.kind == "fetch"):
+            return named
+        live = [slot for slot, worker in sorted(self.workers.items()) if worker.can_apply]
         return self.workers[live[operation.shard % len(live)]] if live else None
 
     def _can_compute(self, worker: Worker, compute: m.Compute) -> bool:

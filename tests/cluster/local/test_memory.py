@@ -110,7 +110,7 @@ def test_a_process_that_dies_between_any_two_moves_is_taken_over(
 
 def _tear(store: Store, shard: int) -> None:
     """Leave the page that was being changed half written."""
-    record = store.slab.words(64 * shard, 8)
+    record = store.slab.words(64 * (1 + shard), 8)
     if record[2] == record[1] + 1:
         page = store.where.layout.of_shard(shard)[record[1]]
         store.pages.page(store.where.values, page)[::2] = float("nan") if page.numel > 1 else 7

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -80,7 +80,7 @@ class LocalEngine:
 
     def _run(self, closing: contextlib.ExitStack) -> Outcome:
         request = self._request
-        forks = _Forks(request.workers - 1, closing)
+        launcher = self._launcher(closing)
         recipe = request.build()
         rule = rule_of(recipe.optimizer, recipe.model)
         layout = lay_out(specs_of_model(recipe.model, costs=rule.costs()), request.workers)
@@ -97,15 +97,15 @@ class LocalEngine:
             replay=pages.replay,
             on_warning=self._on_warning,
             copies=not request.shared,
-            spawn=forks.fork,
+            spawn=launcher.spawn,
             on_report=self._on_report,
-            on_lost=self._note_lost,
+            on_lost=lambda worker: self._note_lost(worker, launcher),
             watch=_watch,
         )
         closing.callback(steward.abort)
         self._steward = steward
-        forks.prepare(Task(request.build, layout.to_json(), rule.to_json(), job.lanes, request.shared, request.threads))
-        forks.attach(steward, slab)
+        task = Task(request.build, layout.to_json(), rule.to_json(), job.lanes, request.shared, request.threads)
+        launcher.launch(task, steward, slab, where)
         ours, theirs = Channel.pair()
         steward.call(lambda: steward.admit(theirs))
         steward.start()
@@ -130,9 +130,26 @@ class LocalEngine:
             )
         return STEPS_UNKNOWN
 
-    def _note_lost(self, worker: Worker) -> None:
+    def _launcher(self, closing: contextlib.ExitStack) -> Launcher:
+        return _Forks(self._request.workers - 1, closing)
+
+    def _note_lost(self, worker: Worker, launcher: Launcher) -> None:
         self._lost_count += 1
+        launcher.lost(worker)
         self._on_lost(worker)
+
+
+class Launcher(Protocol):
+    """Starts the workers beside the caller's. All but `launch` is called on the steward's thread."""
+
+    def launch(self, task: Task, steward: Steward, slab: Slab, where: Map) -> None:
+        """Start the first ones; before the steward itself starts. Each is given to `steward.admit`."""
+
+    def spawn(self) -> None:
+        """One was lost: start another."""
+
+    def lost(self, worker: Worker) -> None:
+        """This one is out. When this returns, nothing it sends any more has an effect."""
 
 
 class _Forks:
@@ -145,28 +162,27 @@ class _Forks:
         if self._server is not None:
             closing.callback(self._server.close)
 
-    def prepare(self, task: Task) -> None:
-        if self._server is not None:
-            self._server.prepare(task)
-
-    def attach(self, steward: Steward, slab: Slab) -> None:
-        """From here on the server's answers are heard on the steward's thread."""
+    def launch(self, task: Task, steward: Steward, slab: Slab, where: Map) -> None:
         self._steward, self._slab = steward, slab
         if self._server is not None:
             server = self._server
+            server.prepare(task)
             steward.listen(server.connection.fileno(), lambda: self._hear(*server.hear()))
 
-    def fork(self) -> None:
+    def spawn(self) -> None:
         assert self._server is not None, "the caller's own worker does not die alone"
         ours, theirs = Channel.pair()
         ticket = self._server.fork([theirs.fileno(), self._slab.fd])
         theirs.close()
         self._channels[ticket] = ours
 
+    def lost(self, worker: Worker) -> None:
+        """Its process has ended, so there is nothing to fence."""
+
     def _hear(self, verb: str, *rest: Any) -> None:
         if verb == "ready":
             for _ in range(self._count):
-                self.fork()
+                self.spawn()
         elif verb == "forked":
             ticket, pid = rest
             self._steward.admit(self._channels.pop(ticket), _descriptor_of(pid), pid)

@@ -1,6 +1,7 @@
 """What lies where in the slab, and the update in place that survives `kill -9`.
 
-    header      a record of 64 bytes for every shard: operation, pages done, page saved + 1, updates of that page
+    header      64 bytes that name the slab, then as many for every shard: operation, pages done, page saved + 1, updates
+                of that page before it was saved
     values, state, steps    what an `Updater` works on; the models of all processes are views of the values (bsp)
     pushes      as much room as the values for every lane: its gradients, and the buffers (batch norm) as it left them
     undo        a frame for every shard, as large as its largest page with its state
@@ -34,7 +35,7 @@ class Map:
     def __init__(self, layout: Layout, rule: UpdateRule, lanes: int) -> None:
         self.layout, self.rule, self.lanes = layout, rule, lanes
         self.parts: dict[str, tuple[int, int]] = {}
-        end = _up(_RECORD_BYTES * layout.shard_count)
+        end = _up(_RECORD_BYTES * (1 + layout.shard_count))
         for key, nbytes in memory_plan(layout, rule).items():
             self.parts[key] = end, nbytes
             end = _up(end + nbytes)
@@ -96,7 +97,7 @@ class SharedPages:
 
         `operation` is above zero and names this update of this shard alone.
         """
-        record = self._slab.words(_RECORD_BYTES * shard, _RECORD_BYTES // 8)
+        record = self._slab.words(_RECORD_BYTES * (1 + shard), _RECORD_BYTES // 8)
         if record[_OPERATION] != operation:
             record[_DONE] = record[_SAVED] = 0
             record[_OPERATION] = operation
@@ -110,6 +111,11 @@ class SharedPages:
             self._update(pages[index], [self.page(self._map.pushes(lane), pages[index]) for lane in lanes])
             self._crash("changed")
             record[_DONE] = index + 1
+
+    @property
+    def name(self) -> memoryview:
+        """Words that tell this slab from any other."""
+        return self._slab.words(0, _RECORD_BYTES // 8)
 
     def pushed_bytes(self, shard: int, lane: int) -> bytes:
         """A copy of what a lane pushed to a shard: its pages, one after the other."""
@@ -157,6 +163,8 @@ class LocalMemory:
 
     Buffers of the model are always its own: the forward pass changes them, and the store decides what becomes of that.
     """
+
+    can_apply = True
 
     def __init__(self, model: nn.Module, pages: SharedPages, where: Map, *, shared: bool) -> None:
         self._pages = pages

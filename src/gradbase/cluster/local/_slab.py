@@ -44,6 +44,11 @@ class Slab:
             ) from error
         return cls(fd)
 
+    @classmethod
+    def open(cls, path: str) -> Slab:
+        """The memory of another process on this host, by its `path`. Raises OSError where that leads nowhere."""
+        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
     @property
     def path(self) -> str:
         """Where another process of the same user on this host can open it, while this one lives."""

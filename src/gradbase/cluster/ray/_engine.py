@@ -1,0 +1,142 @@
+"""Workers as Ray actors: Ray owns their placement, their life and their restarts; the steward is the local engine's.
+
+An actor on the caller's host maps the same slab as a forked worker does. On another host it holds copies: pages come and
+gradients go over the store's wire. Either way its commands come over a socket of its own, so that no message of a step
+waits for Ray. An actor whose process dies is restarted by Ray and calls again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from gradbase.cluster.channel import Channel
+from gradbase.cluster.job import Request
+from gradbase.cluster.local import Launcher, LocalEngine, Map, SharedPages, Slab, Task
+from gradbase.cluster.ray._actor import Home, Servant
+from gradbase.cluster.ray._remote import PageServer
+from gradbase.cluster.steward import Steward, StepReport, Worker
+from gradbase.common.errors import StoreError, UsageError
+from gradbase.store.wire import Address, Listener, TimedStream, greet, listen, new_token
+
+_HANDSHAKE_S = 5.0
+
+
+class RayEngine(LocalEngine):
+    """The local engine with its workers on Ray. `address` is that of a cluster; None starts one on this host alone.
+
+    `wire` keeps actors off the slab, as if they were on other hosts. Raises UsageError when ray is not installed.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        address: str | None = None,
+        wire: bool = False,
+        on_report: Callable[[StepReport], None] = lambda report: None,
+        on_lost: Callable[[Worker], None] = lambda worker: None,
+        on_warning: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        _imported_ray()
+        super().__init__(request, on_report=on_report, on_lost=on_lost, on_warning=on_warning)
+        self._address, self._wire = address, wire
+
+    def _launcher(self, closing: contextlib.ExitStack) -> Launcher:
+        return _Actors(self._request, self._address, self._wire, closing)
+
+
+class _Actors:
+    """One actor for every worker but the caller's."""
+
+    def __init__(self, request: Request, address: str | None, wire: bool, closing: contextlib.ExitStack) -> None:
+        self._ray = _imported_ray()
+        self._request, self._wire, self._closing = request, wire, closing
+        self._token = new_token()
+        _connect(self._ray, request, address, closing)
+        self._host = "127.0.0.1" if address is None else self._ray.util.get_node_ip_address()
+
+    def launch(self, task: Task, steward: Steward, slab: Slab, where: Map) -> None:
+        pages = SharedPages(slab, where)
+        pages.name[0] = secrets.randbits(62)
+        self._server = PageServer(pages, where)
+        listener = Listener(Address(self._host), self._token, self._server.serve)
+        self._closing.callback(listener.close)
+        commands, at = listen(Address(self._host))
+        self._closing.callback(commands.close)
+        threading.Thread(target=self._accept, args=(commands, steward), name="gradbase-actors", daemon=True).start()
+        path = "" if self._wire else slab.path
+        home = Home(str(at), str(listener.address), self._token, path, int(pages.name[0]))
+        actor = self._ray.remote(Servant).options(
+            num_cpus=self._request.threads, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
+        )
+        self._actors = [actor.remote(task, home) for _ in range(self._request.workers - 1)]
+        self._closing.callback(self._kill)
+        self._serving = [each.serve.remote() for each in self._actors]  # the references keep the calls alive
+
+    def spawn(self) -> None:
+        """Ray restarts an actor whose process has ended, and repeats its call."""
+
+    def lost(self, worker: Worker) -> None:
+        self._server.fence(worker.number)
+
+    def _accept(self, commands: socket.socket, steward: Steward) -> None:
+        while True:
+            try:
+                sock, _ = commands.accept()
+            except OSError:
+                return  # closed: the job is over
+            threading.Thread(target=self._admit, args=(sock, steward), daemon=True).start()
+
+    def _admit(self, sock: socket.socket, steward: Steward) -> None:
+        """Whoever knows the token is a servant; others are turned away."""
+        try:
+            greet(TimedStream(sock, _HANDSHAKE_S), self._token.encode())
+        except (StoreError, OSError):
+            sock.close()
+            return
+        keep_watch(sock)
+        steward.call(lambda: steward.admit(Channel(sock)))
+
+    def _kill(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+
+def keep_watch(sock: socket.socket) -> None:
+    """Have the system notice within some fifteen seconds that the other host is gone, and send commands at once."""
+    sock.settimeout(None)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
+
+
+def _imported_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("the Ray engine needs ray, which is not installed", "pip install 'gradbase[ray]'") from error
+    return ray
+
+
+def _connect(ray: Any, request: Request, address: str | None, closing: contextlib.ExitStack) -> None:
+    """Join the cluster at `address`, or start one here; leave alone one that this process has joined already."""
+    if ray.is_initialized():
+        return
+    given: dict[str, Any] = {"address": address}
+    if address is None:
+        cpus = max(os.cpu_count() or 1, request.workers * request.threads)
+        given = {"num_cpus": cpus, "include_dashboard": False}
+    try:
+        ray.init(log_to_driver=True, logging_level="warning", configure_logging=False, **given)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"there is no Ray cluster at {address}: {error}", "start one with: ray start --head") from error
+    closing.callback(ray.shutdown)

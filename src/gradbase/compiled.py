@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -293,6 +294,16 @@ class _StepPlanner:
                 return None
         return tier_of(self.page_directory, self._catalog, self._options.progress)
 
+    def _may_spill(self) -> bool:
+        """Whether weights and state may get homes in the page file.
+
+        Pinned host memory has no mapping that could be one. Whoever asks for gradients alone reads the weights where
+        they are, and tensors that share a storage would have to move together.
+        """
+        if self._device.type == "cuda" or self._options.gradients_only:
+            return False
+        return _parameters_stand_alone(self._model)
+
     def plan(self, batch: Any, *, update: bool) -> tuple[Planned, Explanation]:
         options = self._options
         options.progress("capturing the step", 0, 1)
@@ -319,14 +330,26 @@ class _StepPlanner:
         costs = costs_of(
             program, analyzed.statistics, profile, self._tier, process_bytes(eager, len(program.plan.operators))
         )
-        if self._device.type == "cuda":  # pinned host memory has no mapping that could be a state's home
-            options = replace(options, rules=tuple(r for r in options.rules or ALL_RULES if r != "spill"))
+        if not self._may_spill():
+            rules = ALL_RULES if options.rules is None else options.rules
+            options = replace(options, rules=tuple(r for r in rules if r != "spill"))
         physical = _search(program.plan, costs, self._budget_bytes, options)
         planned = Planned(program, physical, traits_of(program, analyzed.statistics))
         device = self._place.device
         return planned, Explanation(
             program.plan, physical, costs, eager, self._budget_bytes, device, hypothetical=False
         )
+
+
+def _parameters_stand_alone(model: nn.Module) -> bool:
+    """Whether each parameter fills a storage that no other tensor of the model lies in."""
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.numel()]
+    places = Counter(t.untyped_storage().data_ptr() for t in tensors)
+    return all(
+        places[t.untyped_storage().data_ptr()] == 1 and t.untyped_storage().nbytes() == t.numel() * t.element_size()
+        for t in tensors
+        if isinstance(t, nn.Parameter)
+    )
 
 
 def _search(logical: LogicalPlan, costs: Costs, budget_bytes: int | None, options: Options) -> PhysicalPlan:

@@ -146,6 +146,76 @@ def test_optimizer_state_is_readable_between_steps(compiled: Callable[..., gb.St
     assert same_state(optimizer.state_dict()["state"], eager(data)[2]["state"])
 
 
+WIDE = 320  # weights of 400 KiB: worth a transfer
+
+
+def least_of_wide(compiled: Callable[..., gb.Step]) -> int:
+    model, optimizer = job(WIDE)
+    with pytest.raises(gb.InfeasibleError) as refused:
+        compiled(model, optimizer, batches([64])[0], 1)
+    return refused.value.least_bytes
+
+
+def spilled_weights(step: gb.Step) -> list[str]:
+    storages = [step.logical.storages[s] for s in step.plan.spilled]
+    return sorted(s.name for s in storages if s.kind == "parameter")
+
+
+def eager_wide(data: list[Any]) -> tuple[list[float], str]:
+    model, optimizer = job(WIDE)
+    losses = []
+    for batch in data:
+        value = loss(model, batch)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(value.item())
+    return losses, state_sha256(model)
+
+
+def test_weights_leave_memory_and_stay_the_users(compiled: Callable[..., gb.Step]) -> None:
+    """Between steps a spilled weight is read, changed and loaded like any other; closed, it has memory of its own."""
+    data = batches([64] * 4)
+    model, optimizer = job(WIDE)
+    parameters = list(model.parameters())
+    step = compiled(model, optimizer, data[0], least_of_wide(compiled))
+    assert spilled_weights(step) == ["10.weight", "4.weight", "6.weight", "8.weight"]
+    losses = [step(batch).item() for batch in data[:2]]
+    middle = copy.deepcopy((model.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
+    step(data[0])  # a step that is thrown away
+    with torch.no_grad():
+        model[4].weight.zero_()
+    model.load_state_dict(middle[0])
+    optimizer.load_state_dict(middle[1])
+    torch.set_rng_state(middle[2])
+    losses += [step(batch).item() for batch in data[2:]]
+    assert (losses, state_sha256(model)) == eager_wide(data)
+    step.close()
+    assert state_sha256(model) == eager_wide(data)[1]
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+
+
+def test_weights_that_share_memory_stay_in_it(compiled: Callable[..., gb.Step]) -> None:
+    model, optimizer = job(WIDE)
+    flat = torch.cat([model[4].weight.detach().flatten(), model[6].weight.detach().flatten()])
+    for layer, part in zip((4, 6), flat.split(WIDE * WIDE), strict=True):
+        model[layer].weight.data = part.view(WIDE, WIDE)
+    step = compiled(model, optimizer, batches([64])[0], "90%")
+    assert not step.plan.spilled and "spill" not in step.plan.rules
+
+
+def test_a_failing_update_leaves_weights_at_home(compiled: Callable[..., gb.Step]) -> None:
+    data = batches([64] * 3)
+    model, optimizer = job(WIDE)
+    step = compiled(model, optimizer, data[0], least_of_wide(compiled))
+    step(data[0])
+    places = [p.data_ptr() for p in model.parameters()]
+    optimizer.param_groups[0]["betas"] = (0.9, "none")
+    with pytest.raises(gb.StepError):
+        step(data[1])
+    assert [p.data_ptr() for p in model.parameters()] == places
+
+
 def test_training_resumes_from_a_state_dict(compiled: Callable[..., gb.Step]) -> None:
     data = batches([64] * 6)
     memory = least_bytes(compiled)

@@ -62,7 +62,7 @@ class _Windows:
         return self._generator.window(value, self._lives)
 
     def state(self, storage: int, like: torch.Tensor) -> torch.Tensor | None:
-        """The frame of a spilled state, shaped like a given tensor; None where the state is resident."""
+        """The frame of a spilled weight or state, shaped like a given tensor; None where it is resident."""
         if storage not in self._lives:
             return None
         life = self._generator.plan.lives[self._lives[storage]]

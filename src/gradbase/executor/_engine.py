@@ -18,7 +18,7 @@ from gradbase.buffer import Arena, CudaPager, DeviceArena, Frames, FrameSource, 
 from gradbase.capture import Program
 from gradbase.common.errors import GradbaseError, StepError
 from gradbase.executor._codegen import FILENAME, Generated, Resources, generate, page_slots, stamps_to_us
-from gradbase.executor._homes import Home, StateName, move_in, move_out, settle
+from gradbase.executor._homes import WEIGHT, Home, RestName, move_in, move_out, settle
 from gradbase.executor._macros import Accumulation, MacroFactory
 from gradbase.executor._peak import PeakMeter
 from gradbase.executor._traits import Trait
@@ -68,9 +68,9 @@ class Engine:
         self._pagefile: PageFile | None = None
         self._pager: Pager | CudaPager | None = None
         self._paged_bytes = 0
-        self._state_slots: dict[StateName, int] = {}
-        self._state_bytes = 0
-        self._homes: dict[StateName, Home] = {}
+        self._rest_slots: dict[RestName, int] = {}
+        self._rest_bytes = 0
+        self._homes: dict[RestName, Home] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
         self._bound: list[Planned] = []
         self.accumulation = Accumulation()
@@ -111,7 +111,9 @@ class Engine:
         tensors = [*self._parameters.values(), *self._buffers.values(), *self._accumulators.values()]
         tensors += [t for s in self._optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
         tensors += [p.grad for p in self._parameters.values() if p.grad is not None]
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        at_home = {home.tensor.untyped_storage().data_ptr() for home in self._homes.values()}
+        return sum(nbytes for pointer, nbytes in sizes.items() if pointer not in at_home)
 
     def _grow_arena(self, nbytes: int) -> None:
         if self._arena is not None and self._arena.nbytes >= nbytes:
@@ -131,28 +133,29 @@ class Engine:
         self._bound.clear()
 
     def _page_slots(self, planned: Planned) -> dict[int, int]:
-        """Places in the page file: spilled state first, at the same place in every plan, then this plan's pages."""
+        """Places in the page file: what is spilled first, at the same place in every plan, then this plan's pages."""
         slots, paged_bytes = page_slots(planned.plan, _PAGE_BYTES)
         if not slots:
             return slots
-        states = planned.program.tail.states
+        names = _rest_names(planned.program)
         if planned.plan.spilled:
-            self._reserve_state(planned.program)
-        slots = {storage: self._state_bytes + offset for storage, offset in slots.items()}
-        slots |= {storage: self._state_slots[states[storage]] for storage in planned.plan.spilled}
-        self._grow_pagefile(self._state_bytes + paged_bytes)
-        unsettled = {states[s]: slots[s] for s in planned.plan.spilled if states[s] not in self._homes}
+            self._reserve(planned.program, names)
+        slots = {storage: self._rest_bytes + offset for storage, offset in slots.items()}
+        slots |= {storage: self._rest_slots[names[storage]] for storage in planned.plan.spilled}
+        self._grow_pagefile(self._rest_bytes + paged_bytes)
+        unsettled = {names[s]: slots[s] for s in planned.plan.spilled if names[s] not in self._homes}
         if unsettled:
-            assert self._pagefile is not None, "state is spilled to files only"
+            assert self._pagefile is not None, "weights and state are spilled to files only"
             self._homes |= settle(self._pagefile, unsettled, self._parameters, self._optimizer)
         return slots
 
-    def _reserve_state(self, program: Program) -> None:
-        for storage, name in program.tail.states.items():
-            if name not in self._state_slots:
-                self._state_slots[name] = self._state_bytes
+    def _reserve(self, program: Program, names: Mapping[int, RestName]) -> None:
+        """A place for all that any plan may spill, so that none of it has to move when another plan comes."""
+        for storage, name in names.items():
+            if name not in self._rest_slots:
+                self._rest_slots[name] = self._rest_bytes
                 nbytes = program.plan.storages[storage].nbytes
-                self._state_bytes += -(-nbytes // _PAGE_BYTES) * _PAGE_BYTES
+                self._rest_bytes += -(-nbytes // _PAGE_BYTES) * _PAGE_BYTES
 
     def _grow_pagefile(self, nbytes: int) -> None:
         """A page file of at least so many bytes. Spilled state moves through memory into the new one."""
@@ -169,7 +172,7 @@ class Engine:
         self._paged_bytes = self._pagefile.nbytes
 
     def _close_pagefile(self) -> None:
-        move_out(self._homes, self._optimizer)
+        move_out(self._homes.values(), self._optimizer)
         self._homes.clear()
         if self._pager is not None:
             self._pager.close()
@@ -199,11 +202,15 @@ class Engine:
             self._parameters,
             planned.traits,
             frames=self._frames,
-            homes={s: self._homes[planned.program.tail.states[s]].tensor for s in planned.plan.spilled},
+            homes=self._homes_of(planned),
             accumulators=self._accumulators if planned.program.tail.accumulations else {},
             accumulation=self.accumulation,
             max_norm=self._max_norm,
         )
+
+    def _homes_of(self, planned: Planned) -> dict[int, torch.Tensor]:
+        names = _rest_names(planned.program)
+        return {storage: self._homes[names[storage]].tensor for storage in planned.plan.spilled}
 
     def _pointers(self) -> tuple[int, ...]:
         return tuple(t.data_ptr() for t in (*self._parameters.values(), *self._buffers.values()))
@@ -216,13 +223,13 @@ class Engine:
         Raises StepError, which says whether parameters were changed; a Ctrl-C is raised after the step.
         """
         with _interrupts_after_step(), torch.enable_grad():
+            move_in(self._homes.values(), self._optimizer)
             if planned.generated is None or planned.pointers != self._pointers():
                 self.bind(planned)
             return self._run_bound(planned, leaves)
 
     def _run_bound(self, planned: Planned, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
         assert planned.generated is not None and self.meter is not None
-        move_in(self._homes, self._optimizer)
         stamps: list[float] = []
         self.meter.reset()
         try:
@@ -257,12 +264,17 @@ class Engine:
         return None if self._pager is None else self._pager.statistics()
 
     def close(self) -> None:
-        """Give arena and page file back. Spilled optimizer state returns to memory of its own."""
+        """Give arena and page file back. Spilled weights and state return to memory of their own."""
         self._unbind()
         self._close_pagefile()
         if self._arena is not None:
             self._arena.close()
         self._arena = None
+
+
+def _rest_names(program: Program) -> dict[int, RestName]:
+    """The storages that a plan may spill, by what they are to the user."""
+    return {**program.tail.states, **{storage: (name, WEIGHT) for name, storage in program.parameters.items()}}
 
 
 def _failed_instruction(planned: Planned, trace: TracebackType | None) -> int:

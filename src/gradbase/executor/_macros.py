@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,15 @@ class Spilled:
 
     parameter: torch.Tensor
     key: str
+    frame: torch.Tensor
+    home: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SpilledWeight:
+    """A parameter that rests in the page file, its frame while the update runs, and its home."""
+
+    parameter: torch.nn.Parameter
     frame: torch.Tensor
     home: torch.Tensor
 
@@ -77,8 +86,17 @@ class MacroFactory:
             (p, self._gradient(n, g, windows)) for n, g, p in zip(update.names, update.gradients, owned, strict=True)
         ]
         spilled = list(self._spilled(update.names, windows))
+        weights = list(self._weights(update.names, windows))
         arms = _Arms(self._frames, self._traits.get(operator), windows, spilled)
-        return _UpdateCall(PartialStep(self._optimizer, owned), pairs, spilled, arms, self._optimizer)
+        return _UpdateCall(PartialStep(self._optimizer, owned), pairs, weights, spilled, arms, self._optimizer)
+
+    def _weights(self, names: Sequence[str], windows: _Windows) -> Iterator[SpilledWeight]:
+        for name in names:
+            storage = self._program.parameters[name]
+            if storage in self._homes:
+                frame = windows.state(storage, self._homes[storage])
+                assert frame is not None
+                yield SpilledWeight(self._parameters[name], frame, self._homes[storage])
 
     def _spilled(self, names: Sequence[str], windows: _Windows) -> Any:
         for storage, (name, key) in self._program.tail.states.items():
@@ -157,23 +175,34 @@ def _planned(workspace: Workspace, windows: _Windows) -> list[tuple[int, int, in
 
 
 class _UpdateCall:
-    """One update. Gradients are lent to the parameters while it runs, and spilled state is in its frames."""
+    """One update. Gradients are lent to the parameters while it runs, and spilled weights and state are in frames."""
 
     def __init__(
         self,
         step: PartialStep,
         pairs: Sequence[tuple[torch.nn.Parameter, torch.Tensor]],
+        weights: Sequence[SpilledWeight],
         spilled: Sequence[Spilled],
         arms: _Arms,
         optimizer: optim.Optimizer,
     ) -> None:
         self._step = step
         self._pairs = pairs
+        self._weights = weights
         self._spilled = spilled
         self._arms = arms
         self._optimizer = optimizer
 
     def __call__(self) -> None:
+        for weight in self._weights:
+            weight.parameter.data = weight.frame
+        try:
+            self._run()
+        finally:
+            for weight in self._weights:
+                weight.parameter.data = weight.home
+
+    def _run(self) -> None:
         state = self._optimizer.state
         first = not state[self._pairs[0][0]]
         for parameter, gradient in self._pairs:

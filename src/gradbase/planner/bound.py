@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradbase.planner.cover import Item, Transfer, cover
-from gradbase.planner.problem import INFINITE_US, Gap, Problem
+from gradbase.planner.problem import INFINITE_US, Gap, Problem, transfer_us
 
 
 def lower_bound_us(problem: Problem, budget_bytes: int | None) -> float:
@@ -22,7 +22,9 @@ def lower_bound_us(problem: Problem, budget_bytes: int | None) -> float:
     if budget_bytes is None:
         return problem.total_us
     demand = keep_all_bytes(problem) - problem.capacity_bytes(budget_bytes)
-    items = [item for gap in problem.gaps for item in _items(problem, gap)]
+    items = [item for gap in problem.gaps if not gap.spill for item in _items(problem, gap)]
+    for storage in problem.spill_of:
+        items += _spilled(problem, storage, len(problem.gaps) + len(items))
     return problem.total_us + cover(items, demand, position_us(problem), added=True).cost_us
 
 
@@ -39,7 +41,7 @@ def keep_all_bytes(problem: Problem) -> NDArray[np.float64]:
             change[uses[0]] += problem.nbytes[storage]
             change[uses[-1] + 1] -= problem.nbytes[storage]
     live = np.cumsum(change)[: problem.end + 1]
-    live += sum(problem.gaps[g].nbytes for g in problem.spill_of.values())
+    live += sum(problem.nbytes[storage] for storage in problem.spill_of)
     for position, (_, nbytes, later) in _inplace_credit(problem):
         if not later:
             live[position] -= nbytes
@@ -65,12 +67,11 @@ def _items(problem: Problem, gap: Gap) -> list[Item]:
     covered = ((_first_covered(problem, gap), gap.before - 1),)
     items = []
     if gap.page_us < INFINITE_US and problem.tier is not None:
-        spans = ((0, gap.after - 1), (gap.after + 1, problem.end)) if gap.spill else covered
-        out_us = gap.out_us if gap.spill else gap.out_us / len(problem.gaps_of[gap.storage])
+        out_us = gap.out_us / len(problem.gaps_of[gap.storage])
         cost = problem.tier.compute_tax * (gap.in_us + out_us)
         moves = transfers(problem, gap, problem.uses[gap.storage][0], out_us)
-        items.append(Item(spans, gap.nbytes, cost, gap.id, moves))
-    if not gap.spill and problem.may_recompute(gap.storage, gap.before):
+        items.append(Item(covered, gap.nbytes, cost, gap.id, moves))
+    if problem.may_recompute(gap.storage, gap.before):
         operator = problem.producer[gap.storage]
         share = problem.time_us[operator] / len(problem.writes[operator])
         items.append(Item(covered, gap.nbytes, share, gap.id))
@@ -81,9 +82,27 @@ def transfers(problem: Problem, gap: Gap, written_after: int, out_us: float) -> 
     """What paging a gap puts on the channels: `out_us` of writing from `written_after` on, then reading it back."""
     assert problem.tier is not None
     reading = int(problem.tier.duplex)
-    if gap.spill:
-        return Transfer(0, gap.after, problem.end, out_us), Transfer(reading, -1, gap.after, gap.in_us)
     return Transfer(0, written_after, gap.before, out_us), Transfer(reading, gap.after, gap.before, gap.in_us)
+
+
+def _spilled(problem: Problem, storage: int, group: int) -> list[Item]:
+    """Ways to free a storage that may rest in the page file: each stretch between two uses costs reading it back.
+
+    The stretch around the step's end also costs writing it, if the step changes it. A plan may free any of them alone.
+    """
+    tier, nbytes, uses = problem.tier, problem.nbytes[storage], problem.uses[storage]
+    assert tier is not None
+    reading, in_us = int(tier.duplex), transfer_us(tier, nbytes, "in")
+    out_us = transfer_us(tier, nbytes, "out") if problem.mutations[storage] else 0.0
+    around = (0, uses[0] - 1), (uses[-1] + 1, problem.end)
+    written = Transfer(0, (problem.mutations[storage] or [-1])[0], problem.end, out_us)
+    moves = (written, Transfer(reading, -1, uses[0], in_us))
+    items = [Item(around, nbytes, tier.compute_tax * (in_us + out_us), group, moves)]
+    for after, before in zip(uses, uses[1:], strict=False):
+        back = Transfer(reading, after, before, in_us)
+        group += 1
+        items.append(Item(((after + 1, before - 1),), nbytes, tier.compute_tax * in_us, group, (back,)))
+    return items
 
 
 def _first_covered(problem: Problem, gap: Gap) -> int:

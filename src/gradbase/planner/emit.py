@@ -23,13 +23,13 @@ def physical_plan(
 ) -> PhysicalPlan:
     """The plan for a candidate whose bytes fit."""
     assert lower_bound_time_us <= candidate.time_us * (1 + 1e-6), "a plan is faster than what was proven possible"
-    spilled = tuple(s for s, g in sorted(problem.spill_of.items()) if candidate.choice.action[g] == PAGE)
+    spilled = tuple(s for s, gaps in sorted(problem.spill_of.items()) if candidate.choice.action[gaps[0]] == PAGE)
     return PhysicalPlan(
         instructions=_instructions(candidate),
         lives=_lives(candidate),
         decisions=_decisions(problem, candidate),
         arena_bytes=candidate.arena_bytes,
-        resident_bytes=problem.resident_bytes + candidate.kept_state_bytes,
+        resident_bytes=problem.resident_bytes + candidate.unspilled_bytes,
         scratch_bytes=problem.scratch_bytes,
         spilled=spilled,
         page_file_bytes=_page_file_bytes(problem, candidate, spilled),
@@ -90,9 +90,9 @@ def _decisions(problem: Problem, candidate: Candidate) -> tuple[Decision, ...]:
 def _decision(problem: Problem, gap: Gap, paged: bool, cost_us: float) -> Decision:
     action: Action = "page" if paged else "recompute"
     if gap.spill:
-        after, before = problem.order[gap.after], -1
-        why = f"rests in the page file between updates: {gap.out_us:.0f} µs out, {gap.in_us:.0f} µs in"
-        return Decision(gap.storage, after, before, action, cost_us, why)
+        why = f"rests in the page file between its uses: {gap.out_us:.0f} µs out, {gap.in_us:.0f} µs in"
+        before = -1 if gap.wraps else problem.order[gap.before]
+        return Decision(gap.storage, problem.order[gap.after], before, action, cost_us, why)
     after = problem.order[gap.after]
     before = problem.order[gap.before] if gap.before < problem.end else -1
     return Decision(gap.storage, after, before, action, cost_us, _why(gap, paged))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gradbase.planner.problem import INFINITE_US, Problem
 from gradbase.planner.transfers import Timeline
-from gradbase.planner.walk import KEEP, PAGE, RECOMPUTE, Choice, Walk
+from gradbase.planner.walk import KEEP, PAGE, RECOMPUTE, Choice, Walk, together
 
 Floats = NDArray[np.float64]
 
@@ -54,7 +54,8 @@ class Moves:
         """Write the move into the choice, and subtract from the excess what it frees."""
         gap, kind = int(self.key[row]), int(self.kind[row])
         if kind == GIVE_UP:
-            choice.action[gap] = int(self.action[row])
+            for member in together(self.problem, gap):
+                choice.action[member] = int(self.action[row])
         elif kind == LONE:
             choice.lone.add(gap)
         elif kind == LATE_IN:
@@ -71,11 +72,12 @@ class Moves:
         np.maximum(inside - self.nbytes[row], 0.0, out=inside)
         self.nbytes[row] = 0.0
         if self.kind[row] == GIVE_UP and self.problem.gaps[int(self.key[row])].spill:
-            self.lower_other_half(excess, row)
+            self.lower_the_rest(excess, row)
 
-    def lower_other_half(self, excess: Floats, row: int) -> None:
-        """A spill has a row before its update and one after it."""
-        for other in np.nonzero((self.key == self.key[row]) & (self.kind == GIVE_UP) & (self.nbytes > 0))[0]:
+    def lower_the_rest(self, excess: Floats, row: int) -> None:
+        """A spill has a row for every stretch between its visits."""
+        members = together(self.problem, int(self.key[row]))
+        for other in np.nonzero(np.isin(self.key, members) & (self.kind == GIVE_UP) & (self.nbytes > 0))[0]:
             inside = excess[self.low[other] : self.high[other] + 1]
             np.maximum(inside - self.nbytes[other], 0.0, out=inside)
             self.nbytes[other] = 0.0
@@ -108,12 +110,12 @@ def _kept_gaps(problem: Problem, choice: Choice, page_us: Floats, recompute_us: 
     rows: list[Row] = []
     pages, recomputes = page_us.tolist(), recompute_us.tolist()
     for gap in problem.gaps:
-        cost = min(pages[gap.id], recomputes[gap.id])
+        cost = min(sum(pages[g] for g in together(problem, gap.id)), recomputes[gap.id])
         if choice.action[gap.id] != KEEP or cost == INFINITE_US:
             continue
         action = RECOMPUTE if recomputes[gap.id] <= pages[gap.id] else PAGE
-        spans = [(0, gap.after - 1), (gap.after + 1, problem.end)] if gap.spill else [(gap.after + 1, gap.before - 1)]
-        rows += [(GIVE_UP, gap.id, low, high, gap.nbytes, cost, action) for low, high in spans if low <= high]
+        spans = [(low, high) for low, high in gap.spans(problem.end) if low <= high]
+        rows += [(GIVE_UP, gap.id, low, high, gap.nbytes, cost, action) for low, high in spans]
     return rows
 
 

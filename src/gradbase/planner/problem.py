@@ -1,8 +1,10 @@
 """The step as the search sees it: positions, uses, gaps between uses, and what may be done in each gap.
 
 Position p (0 .. n - 1) is the p-th operator of the chosen order; position n is the end of the step, at which the
-results are "read". A *gap* lies between two consecutive uses of one arena storage; a *spill* is the gap of optimizer
-state around the step's end, from its update to the next step's update.
+results are "read". A *gap* lies between two consecutive uses of one arena storage. A parameter or optimizer state may
+rest in the page file (it is *spilled*): then it is in the arena only for its *visits*, stretches of uses that lie
+close together. The gaps between its visits, the last of which goes around the step's end, are given up together or not
+at all.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gradbase.ir.costs import Costs, Tier
-from gradbase.ir.logical import LogicalPlan, Operator
+from gradbase.ir.logical import LogicalPlan, Operator, Storage
 
 INFINITE_US = float("inf")
+
+# Below this a parameter's transfers cost more channel time than its bytes are worth.
+_LEAST_PARAMETER_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,8 @@ class Gap:
     """Positions strictly between `after` and `before`, where `storage` is not used. Costs in µs, inf: impossible.
 
     `out_us` and `in_us` are how long the transfers take; `recompute_us` is the producer's time with everything that
-    is dead by then and has to be recomputed first. For a spill both positions are the update's.
+    is dead by then and has to be recomputed first. `spill`: between two visits of a storage that rests in the page
+    file; the last of these gaps goes around the step's end, so that its `before` is not above its `after`.
     """
 
     id: int
@@ -34,6 +40,16 @@ class Gap:
     out_us: float
     in_us: float
     spill: bool = False
+
+    @property
+    def wraps(self) -> bool:
+        return self.before <= self.after
+
+    def spans(self, end: int) -> tuple[tuple[int, int], ...]:
+        """The positions inside the gap, as inclusive spans (an empty one has its ends crossed)."""
+        if self.wraps:
+            return (0, self.before - 1), (self.after + 1, end)
+        return ((self.after + 1, self.before - 1),)
 
 
 @dataclass(slots=True)
@@ -57,7 +73,9 @@ class Problem:
     inplace: bool
     gaps: list[Gap] = field(default_factory=list)
     gaps_of: list[list[int]] = field(default_factory=list)  # storage id -> gap after its i-th use
-    spill_of: dict[int, int] = field(default_factory=dict)  # state storage -> gap id
+    spill_of: dict[int, tuple[int, ...]] = field(default_factory=dict)  # storage that may rest in the file -> gaps
+    visits: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # the same -> first and last positions
+    visitors: list[tuple[int, ...]] = field(default_factory=list)  # operator id -> such storages that it touches
     resident_bytes: int = 0  # external storages that never leave
     scratch_bytes: int = 0
 
@@ -70,7 +88,7 @@ class Problem:
         return sum(self.time_us)
 
     def capacity_bytes(self, budget_bytes: int) -> int:
-        """What lives in the arena, and state that could be spilled, may occupy."""
+        """What lives in the arena, and what could be spilled, may occupy."""
         return budget_bytes - self.resident_bytes - self.scratch_bytes
 
     def reads_at(self, position: int) -> Sequence[int]:
@@ -114,6 +132,7 @@ def build_problem(
         costs=costs,
         order=order,
         position=position,
+        visitors=[() for _ in logical.operators],
         time_us=[e.time_us for e in costs.operators],
         arena=arena,
         nbytes=[s.nbytes for s in logical.storages],
@@ -226,16 +245,51 @@ class _DeadChain:
 
 
 def _add_spills(problem: Problem) -> None:
-    tier = problem.tier
-    assert tier is not None
+    start_us = [0.0]
+    for operator in problem.order:
+        start_us.append(start_us[-1] + problem.time_us[operator])
     for storage in problem.logical.storages:
-        uses = problem.uses[storage.id]
-        lonely = len(uses) == 1 and problem.mutations[storage.id] == uses and storage.id not in problem.logical.results
-        if storage.kind != "state" or not lonely or storage.nbytes < tier.alignment_bytes:
-            continue
-        out_us, in_us = transfer_us(tier, storage.nbytes, "out"), transfer_us(tier, storage.nbytes, "in")
+        if _may_rest(problem, storage):
+            _add_spill(problem, storage.id, start_us)
+    problem.visitors = [
+        tuple(dict.fromkeys(s for s in (*o.reads, *o.mutates) if s in problem.spill_of))
+        for o in problem.logical.operators
+    ]
+
+
+def _may_rest(problem: Problem, storage: Storage) -> bool:
+    """State that one update reads and changes, and parameters that are worth a transfer."""
+    assert problem.tier is not None
+    uses = problem.uses[storage.id]
+    if storage.kind == "state":
+        lonely = len(uses) == 1 and problem.mutations[storage.id] == uses
+        return lonely and storage.nbytes >= problem.tier.alignment_bytes
+    used = bool(uses) and storage.id not in problem.logical.results
+    return storage.kind == "parameter" and used and storage.nbytes >= _LEAST_PARAMETER_BYTES
+
+
+def _add_spill(problem: Problem, storage: int, start_us: list[float]) -> None:
+    tier, nbytes = problem.tier, problem.nbytes[storage]
+    assert tier is not None
+    in_us = transfer_us(tier, nbytes, "in")
+    visits = _visits(problem, storage, start_us, in_us)
+    first = len(problem.gaps)
+    for (begin, end), (following, _) in zip(visits, [*visits[1:], visits[0]], strict=True):
+        changed = any(begin <= position <= end for position in problem.mutations[storage])
+        out_us = transfer_us(tier, nbytes, "out") if changed else 0.0
         cost = tier.compute_tax * (out_us + in_us)
-        number, update = len(problem.gaps), uses[0]
-        gap = Gap(number, storage.id, update, update, storage.nbytes, cost, INFINITE_US, out_us, in_us, spill=True)
-        problem.spill_of[storage.id] = number
+        gap = Gap(len(problem.gaps), storage, end, following, nbytes, cost, INFINITE_US, out_us, in_us, spill=True)
         problem.gaps.append(gap)
+    problem.visits[storage] = visits
+    problem.spill_of[storage] = tuple(range(first, len(problem.gaps)))
+
+
+def _visits(problem: Problem, storage: int, start_us: list[float], in_us: float) -> list[tuple[int, int]]:
+    """Uses are one visit where the step has not the time between them to fetch the storage again."""
+    visits: list[tuple[int, int]] = []
+    for position in problem.uses[storage]:
+        if visits and start_us[position] - start_us[visits[-1][1] + 1] < 2 * in_us:
+            visits[-1] = (visits[-1][0], position)
+        else:
+            visits.append((position, position))
+    return visits

@@ -22,7 +22,17 @@ from gradbase.planner.moves import possible_moves
 from gradbase.planner.packing import pack_timeline
 from gradbase.planner.problem import INFINITE_US, Gap, Problem, safe_until
 from gradbase.planner.transfers import COMPUTE, Timeline, gap_costs, lay_out
-from gradbase.planner.walk import KEEP, PAGE, RECOMPUTE, Choice, DeadEnd, TooLong, walk_through
+from gradbase.planner.walk import (
+    KEEP,
+    PAGE,
+    RECOMPUTE,
+    Choice,
+    DeadEnd,
+    TooLong,
+    keep_again,
+    together,
+    walk_through,
+)
 
 Floats = NDArray[np.float64]
 
@@ -50,17 +60,17 @@ _CHAIN_PARTS = (15, 50, 200)
 
 @dataclass(slots=True)
 class Candidate:
-    """A choice, its simulation and its addresses. `total_bytes` counts state that was not spilled."""
+    """A choice, its simulation and its addresses. `total_bytes` counts what could be spilled and is not."""
 
     choice: Choice
     timeline: Timeline
-    kept_state_bytes: int
+    unspilled_bytes: int
     offsets: list[int]
     arena_bytes: int
 
     @property
     def total_bytes(self) -> int:
-        return self.arena_bytes + self.kept_state_bytes
+        return self.arena_bytes + self.unspilled_bytes
 
     @property
     def time_us(self) -> float:
@@ -96,7 +106,7 @@ class Draft:
 
 
 class Search:
-    """One budget's search. `capacity_bytes` is what arena and unspilled state may take together."""
+    """One budget's search. `capacity_bytes` is what the arena and all that was not spilled may take together."""
 
     def __init__(self, problem: Problem, capacity_bytes: int, deadline: Deadline, bound_us: float = 0.0) -> None:
         self.problem, self.capacity, self.deadline, self.bound_us = problem, capacity_bytes, deadline, bound_us
@@ -188,7 +198,7 @@ class Search:
         return candidate
 
     def packed(self, draft: Draft, thorough: bool = True) -> Candidate:
-        state = self.kept_state(draft.choice)
+        state = self.unspilled(draft.choice)
         offsets, arena = pack_timeline(self.problem, draft.timeline, self.capacity - state, thorough)
         return Candidate(draft.choice.copy(), draft.timeline, state, offsets, arena)
 
@@ -222,7 +232,7 @@ class Search:
         self.simulated_runs += len(walk.runs)
         timeline = lay_out(self.problem, choice, walk)
         self.learn(choice, timeline)
-        excess: Floats = timeline.peak_bytes.astype(np.float64) + (self.kept_state(choice) - target)
+        excess: Floats = timeline.peak_bytes.astype(np.float64) + (self.unspilled(choice) - target)
         return Draft(choice, timeline, excess)
 
     def unsafe(self, choice: Choice) -> list[int]:
@@ -258,17 +268,15 @@ class Search:
         for gap in self.problem.gaps:
             if choice.action[gap.id] == KEEP:
                 continue
-            if gap.spill:
-                live -= gap.nbytes
-                live[gap.after] += gap.nbytes
-            else:
-                change[gap.after + 1] -= gap.nbytes
-                change[gap.before] += gap.nbytes
+            for low, high in gap.spans(self.problem.end):
+                change[low] -= gap.nbytes
+                change[high + 1] += gap.nbytes
         room: Floats = target - live - np.cumsum(change)[: len(live)]
         return room
 
-    def kept_state(self, choice: Choice) -> int:
-        return sum(self.problem.gaps[g].nbytes for g in self.problem.spill_of.values() if choice.action[g] == KEEP)
+    def unspilled(self, choice: Choice) -> int:
+        spill_of = self.problem.spill_of
+        return sum(self.problem.nbytes[s] for s, gaps in spill_of.items() if choice.action[gaps[0]] == KEEP)
 
     # ------------------------------------------------------------------------------------------------- the start
 
@@ -282,15 +290,20 @@ class Search:
         if solution.cost_us < INFINITE_US:
             for (item, action), share in zip(items, solution.shares, strict=True):
                 if share > 0.5:
-                    choice.action[item.group] = action
+                    for gap in together(self.problem, item.group):
+                        choice.action[gap] = action
         return choice
 
     def items(self, gap: Gap, tight: NDArray[np.int64]) -> list[tuple[Item, int]]:
         """Ways to give up a gap, with the action; `tight` are positions at which memory is short."""
-        items, page_us, recompute_us = [], float(self.page_us[gap.id]), float(self.recompute_us[gap.id])
-        if page_us < INFINITE_US:
-            spans = self.away(gap)
-            items.append((Item(spans, gap.nbytes, page_us, gap.id, self.moved(gap, spans, tight)), PAGE))
+        items: list[tuple[Item, int]] = []
+        members = together(self.problem, gap.id)
+        page_us, recompute_us = float(self.page_us[list(members)].sum()), float(self.recompute_us[gap.id])
+        if page_us < INFINITE_US and gap.id == members[0]:
+            gaps = [self.problem.gaps[g] for g in members]
+            away = [self.away(g) for g in gaps]
+            moved = tuple(t for g, spans in zip(gaps, away, strict=True) for t in self.moved(g, spans, tight))
+            items.append((Item(tuple(s for spans in away for s in spans), gap.nbytes, page_us, gap.id, moved), PAGE))
         if recompute_us < INFINITE_US:
             items.append((Item(((gap.after + 1, gap.before - 1),), gap.nbytes, recompute_us, gap.id), RECOMPUTE))
         return items
@@ -301,7 +314,7 @@ class Search:
         end = float(self.start_us[gap.before]) - gap.in_us
         low, high = (int(x) for x in np.searchsorted(self.start_us, (begin, end)))
         low, high = max(low, gap.after + 1), min(high, gap.before) - 1
-        return ((0, high), (low, self.problem.end)) if gap.spill else ((low, high),)
+        return ((0, high), (low, self.problem.end)) if gap.wraps else ((low, high),)
 
     def moved(self, gap: Gap, spans: tuple[tuple[int, int], ...], tight: NDArray[np.int64]) -> tuple[Transfer, ...]:
         """Transfers: writing is over where memory first is short while the frame is free, reading starts after that."""
@@ -311,12 +324,10 @@ class Search:
         over = int(tight[first]) if first < len(tight) else self.problem.end
         ready = int(tight[last]) if last >= 0 else -1
         reading = int(self.problem.tier.duplex)
-        before = self.problem.end if gap.spill else gap.before
-        after = -1 if gap.spill else gap.after
-        return (
-            Transfer(0, gap.after, min(over, before), gap.out_us),
-            Transfer(reading, max(ready, after), gap.before, gap.in_us),
-        )
+        before = self.problem.end if gap.wraps else gap.before
+        after = -1 if gap.wraps else gap.after
+        read = Transfer(reading, max(ready, after), gap.before, gap.in_us)
+        return (Transfer(0, gap.after, min(over, before), gap.out_us), read) if gap.out_us else (read,)
 
     # ---------------------------------------------------------------------------------------------- improvement
 
@@ -403,9 +414,9 @@ class Search:
         for gap in sorted(given_up, key=lambda g: (-cost[g], g)):
             one = self.problem.gaps[gap]
             between = slack if one.spill else slack[one.after + 1 : one.before]
-            if not between.size or between.min() >= one.nbytes:
+            if choice.action[gap] != KEEP and (not between.size or between.min() >= one.nbytes):
                 between -= one.nbytes
-                choice.forget(gap)
+                keep_again(self.problem, choice, gap)
                 changed = True
         return changed
 
@@ -440,5 +451,5 @@ class Search:
             weight = np.array([cost.get(g, 0.0) for g in given_up.tolist()]) + 1e-9
             chosen = self.random.random(len(given_up)) < 0.05 + 0.5 * weight / weight.max()
         for gap in given_up[chosen].tolist():
-            choice.forget(gap)
+            keep_again(self.problem, choice, gap)
         return choice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -36,11 +37,22 @@ class Choice:
         return Choice(list(self.action), dict(self.early_in), dict(self.hard_out), set(self.lone), self.room_bytes)
 
     def forget(self, gap: int) -> None:
-        """Keep the gap again, with nothing left of how it was given up."""
+        """Keep the gap again, with nothing left of how it was given up (`keep_again` where it may be a spill)."""
         self.action[gap] = KEEP
         self.early_in.pop(gap, None)
         self.hard_out.pop(gap, None)
         self.lone.discard(gap)
+
+
+def together(problem: Problem, gap: int) -> tuple[int, ...]:
+    """The gaps that are given up with this one: all of a spilled storage's, else itself alone."""
+    one = problem.gaps[gap]
+    return problem.spill_of[one.storage] if one.spill else (gap,)
+
+
+def keep_again(problem: Problem, choice: Choice, gap: int) -> None:
+    for member in together(problem, gap):
+        choice.forget(member)
 
 
 @dataclass(slots=True)
@@ -107,6 +119,7 @@ class Walker:
         self.walk = Walk([], [], [])
         self.resident: dict[int, int] = {}  # storage -> stay
         self.clean: set[int] = set()  # storages whose contents lie in the page file
+        self.changed: set[int] = set()  # spilled storages that their page in the file is behind of
         self.used = [-1] * len(problem.uses)  # storage -> index of its last use
         self.run_count = [0] * len(problem.order)
         self.most_runs = _MOST_RUNS * len(problem.order) + 1000
@@ -121,9 +134,7 @@ class Walker:
             made = self.fetch(reads, position)
             if position < problem.end:
                 operator = problem.order[position]
-                states = self.fetch_states(operator)
                 self.compute(operator, position, -1)
-                self.release_states(states)
                 self.after_use((*reads, *problem.writes[operator]))
             else:
                 for storage in reads:
@@ -189,9 +200,8 @@ class Walker:
         """Run an operator now; what it writes becomes resident unless it is already."""
         problem, index, run = self.problem, len(self.walk.runs), self.run_count[operator]
         self.run_count[operator] += 1
-        reads = [self.resident[s] for s in problem.reads[operator]]
-        reads += [self.resident[s] for s in problem.logical.operators[operator].mutates if s in problem.spill_of
-                  and s in self.resident]
+        spilled = self.admit(operator, position, cause)
+        reads = [self.resident[s] for s in (*problem.reads[operator], *spilled)]
         for stay in reads:
             self.touch(stay, index)
         origin: Origin = "recompute" if run else "compute"
@@ -200,6 +210,9 @@ class Walker:
         writes = [self.begin(s, index, origin, self.current_gap(s), cause) for s in problem.writes[operator]]
         self.walk.runs.append(Run(operator, run, position, reads, writes, cause))
         self.clean.difference_update(problem.logical.operators[operator].mutates)
+        self.changed.update(s for s in problem.logical.operators[operator].mutates if s in spilled)
+        for storage in spilled:
+            self.dismiss(storage, position, first=not run)
 
     def touch(self, stay: int, index: int) -> None:
         life = self.walk.stays[stay]
@@ -245,22 +258,35 @@ class Walker:
         between -= nbytes
         return True
 
-    def fetch_states(self, operator: int) -> list[int]:
-        """Page in the spilled state that an update changes."""
-        spilled = [s for s in self.problem.logical.operators[operator].mutates if self.is_spilled(s)]
+    def admit(self, operator: int, position: int, cause: int) -> list[int]:
+        """Page in the spilled storages that an operator touches, unless their visit has begun. Returns them all."""
+        spilled = [s for s in self.problem.visitors[operator] if self.is_spilled(s)]
         for storage in spilled:
-            self.begin(storage, len(self.walk.runs), "page-in", self.problem.spill_of[storage], -1)
+            if storage not in self.resident:
+                visit = self.visit(storage, position)
+                gap = -1 if visit is None else self.problem.spill_of[storage][visit - 1]
+                self.begin(storage, len(self.walk.runs), "page-in", gap, cause)
         return spilled
 
-    def is_spilled(self, storage: int) -> bool:
-        gap = self.problem.spill_of.get(storage)
-        return gap is not None and self.choice.action[gap] == PAGE
+    def dismiss(self, storage: int, position: int, *, first: bool) -> None:
+        """End a stay at the end of its visit, or at once where only a recomputation came for it."""
+        visit = self.visit(storage, position)
+        if visit is not None and not (first and self.problem.visits[storage][visit][1] == position):
+            return
+        stay = self.walk.stays[self.resident.pop(storage)]
+        if visit is not None:
+            stay.next_gap = self.problem.spill_of[storage][visit]
+        stay.out = storage in self.changed
+        self.changed.discard(storage)
 
-    def release_states(self, states: list[int]) -> None:
-        for storage in states:
-            stay = self.walk.stays[self.resident.pop(storage)]
-            stay.out = True
-            stay.next_gap = self.problem.spill_of[storage]
+    def visit(self, storage: int, position: int) -> int | None:
+        """The number of the visit that a position lies in."""
+        visits = self.problem.visits[storage]
+        index = bisect_right(visits, (position, self.problem.end)) - 1
+        return index if index >= 0 and position <= visits[index][1] else None
+
+    def is_spilled(self, storage: int) -> bool:
+        return self.choice.action[self.problem.spill_of[storage][0]] == PAGE
 
 
 def walk_through(problem: Problem, choice: Choice) -> Walk:

@@ -28,7 +28,7 @@ RULES: tuple[Rule, ...] = (
     Rule("inplace", "let a result take over the frame of an argument that nobody needs any more"),
     Rule("recompute", "drop a storage between two uses and run its operator again"),
     Rule("page", "write a storage to the page file between two uses and read it back in time"),
-    Rule("spill", "keep optimizer state in the page file, in memory only around its update"),
+    Rule("spill", "keep parameters and optimizer state in the page file, in memory only for their uses"),
 )
 
 

@@ -11,7 +11,7 @@ from gradbase.ir.costs import Costs
 from gradbase.ir.logical import LogicalPlan
 from gradbase.ir.physical import Compute, PageIn, PhysicalPlan
 from gradbase.ir.verify import verify_logical, verify_physical
-from gradbase.planner import RULES, curve, least_bytes, lower_bound, plan
+from gradbase.planner import RULES, curve, least_bytes, lower_bound, plan, problem
 from tests.planner.machine import Machine, run_plainly
 from tests.planner.steps import DUPLEX_TIER, FAST_TIER, SLOW_TIER, TIERS, graph, net, without_tier
 
@@ -64,6 +64,31 @@ def test_random_nets(seed: int, layers: int, tier: object, share: float, states:
     logical, costs = net(layers, tier, seed=seed, states=states, clip=clip)  # type: ignore[arg-type]
     verify_logical(logical)
     check_at(logical, costs, share)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 20), st.sampled_from(TIERS), st.floats(0, 1), st.booleans())
+def test_random_nets_whose_weights_may_leave_memory(
+    seed: int, layers: int, tier: object, share: float, graphs: bool
+) -> None:
+    """With weights as small as those of the test nets worth a transfer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(problem, "_LEAST_PARAMETER_BYTES", 64)
+        step = graph(seed, layers, tier) if graphs else net(layers, tier, seed=seed, states=1, weights=4)  # type: ignore[arg-type]
+        check_at(*step, share)
+
+
+def test_weights_rest_in_the_page_file_when_memory_is_short() -> None:
+    logical, costs = net(20, FAST_TIER, seed=4, states=2, weights=64)
+    with pytest.MonkeyPatch.context() as patch:
+        staying, _ = least_bytes(logical, costs)
+        patch.setattr(problem, "_LEAST_PARAMETER_BYTES", 4096)
+        least, _ = least_bytes(logical, costs)
+        physical = plan(logical, costs, least)
+    assert least < 0.8 * staying
+    fetched = [physical.lives[i.life].storage for i in physical.instructions if isinstance(i, PageIn)]
+    weights = [s.id for s in logical.storages if s.kind == "parameter" and s.id in physical.spilled]
+    assert weights and max(map(fetched.count, weights)) >= 2  # once for the forward pass, once for the backward pass
 
 
 @pytest.mark.parametrize("off", [*NAMES, "all"])

@@ -186,3 +186,21 @@ def test_a_convolution_reads_shapes_alone_where_its_plan_says_so() -> None:
         alone = backward(gradient, nothing[0], weight, bias, *rest, [True, False, False])
         assert torch.equal(whole[0], alone[0])
         assert torch.equal(whole[1], parameters[1]) and torch.equal(whole[2], parameters[2])
+
+
+def test_hooks_that_would_be_passed_over_are_refused() -> None:
+    model = nn.Linear(16, 4)
+    handle = model.weight.register_hook(lambda gradient: gradient * 2)
+    with pytest.raises(UsageError, match=r"the parameter weight has a hook"):
+        program_of(model)
+    handle.remove()
+    handle = model.bias.register_post_accumulate_grad_hook(lambda parameter: None)
+    with pytest.raises(UsageError, match=r"the parameter bias has a hook"):
+        program_of(model)
+    handle.remove()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    handle = optimizer.register_step_post_hook(lambda *args: None)
+    with pytest.raises(UsageError, match=r"SGD has hooks on its step"):
+        program_of(model, optimizer)
+    handle.remove()
+    program_of(model, optimizer)

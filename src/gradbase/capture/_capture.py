@@ -34,6 +34,7 @@ def capture_step(model: nn.Module, loss: Loss, optimizer: optim.Optimizer, batch
 
     Runs no kernel and leaves parameters, buffers, optimizer state and random generators as they were.
     """
+    _refuse_hooks(model, optimizer)
     trace = trace_step(model, loss, batch)
     parameters = dict(model.named_parameters())
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -50,3 +51,18 @@ def capture_step(model: nn.Module, loss: Loss, optimizer: optim.Optimizer, batch
     for name in unowned:  # a gradient nobody uses: eager keeps it in .grad, a plan need not compute it
         del trace.gradients[name]
     return Captured(trace, type(optimizer).__name__, shapes, is_separable(optimizer))
+
+
+def _refuse_hooks(model: nn.Module, optimizer: optim.Optimizer) -> None:
+    """Hooks that a planned step would pass over in silence: it has no whole gradient, and no one update."""
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise UsageError(
+                f"the parameter {name} has a hook on its gradient, which a planned step does not call",
+                "do what it does in the loss or in a module's forward, or remove the hook",
+            )
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise UsageError(
+            f"{type(optimizer).__name__} has hooks on its step, which a planned step does not call",
+            "remove them, and do what they do before or after the call of the compiled step",
+        )

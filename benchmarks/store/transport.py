@@ -147,8 +147,8 @@ class Wire(Transport):
     def round(self) -> None:
         self.connection.send(Push(1, 0, 1, 0, 0, 0, 0, 1, self.payload))
         self.connection.send(Pull(1, 0, 1, 1))
-        reply = self.connection.receive(lambda kind, key, head, nbytes: self.homes[key])
-        assert isinstance(reply, PullReply)
+        letter = self.connection.receive(lambda kind, key, head, nbytes: self.homes[key])
+        assert letter is not None and isinstance(letter.message, PullReply)
 
 
 def serve_wire(nbytes: int, path: str, token: str, pipe: Pipe) -> None:
@@ -160,8 +160,8 @@ def serve_wire(nbytes: int, path: str, token: str, pipe: Pipe) -> None:
                    for p in pages)  # fmt: skip
 
     def serve(connection: Connection) -> None:
-        while (message := connection.receive(lambda kind, key, head, nbytes: gradients[key])) is not None:
-            if isinstance(message, Push):
+        while (letter := connection.receive(lambda kind, key, head, nbytes: gradients[key])) is not None:
+            if isinstance(letter.message, Push):
                 server.apply()
             else:
                 connection.send(PullReply(1, 1, 0, 1, (0,), values, 0))

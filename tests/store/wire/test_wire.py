@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gradbase.common.errors import StoreError, UsageError
 from gradbase.store.machine import messages as m
-from gradbase.store.wire import Address, Block, Connection, Limits, Listener, connect, new_token, parse_address
+from gradbase.store.wire import Address, Block, Connection, Letter, Limits, Listener, connect, new_token, parse_address
 from gradbase.store.wire._frames import FRAME, pack, read_fields, read_frame
 from gradbase.store.wire._handshake import greet, introduce
 
@@ -53,12 +53,22 @@ def plain(message):
     return type(message)(*fields)
 
 
+def received(connection):
+    letter = connection.receive()
+    return None if letter is None else letter.message
+
+
+def packed(message, to=("shard", 3), sender=("worker", 1)):
+    return b"".join(pack(Letter(message, to, sender), LIMITS))
+
+
 def unpack(data, limits=LIMITS):
     """Read one frame from bytes that are all there."""
     view = memoryview(data)
-    kind, fields, bodies = read_frame(view[: FRAME.size], limits)
-    plan = read_fields(kind, view[FRAME.size : FRAME.size + fields], bodies)
-    at, found = FRAME.size + fields, []
+    frame = read_frame(view[: FRAME.size], limits)
+    assert (frame.to, frame.sender) == (("shard", 3), ("worker", 1))
+    plan = read_fields(frame.kind, view[FRAME.size : FRAME.size + frame.fields_nbytes], frame.bodies_nbytes)
+    at, found = FRAME.size + frame.fields_nbytes, []
     for _, _, nbytes in plan.blocks:
         found.append(view[at : at + nbytes])
         at += nbytes
@@ -66,34 +76,38 @@ def unpack(data, limits=LIMITS):
     return plain(plan.finish(found))
 
 
+def head(magic=b"gb", version=1, kind=0, role=0, fields=0, bodies=0):
+    return FRAME.pack(magic, version, kind, role, 0, 0, 0, fields, bodies)
+
+
 @given(messages)
 @settings(max_examples=400, deadline=None)
 def test_every_message_reads_back(message):
-    assert unpack(b"".join(pack(message, LIMITS))) == message
+    assert unpack(packed(message)) == message
 
 
 @given(messages, st.data())
 @settings(max_examples=300, deadline=None)
 def test_damaged_frames_are_refused_or_read_as_another_message(message, data):
-    frame = bytearray(b"".join(pack(message, LIMITS)))
+    frame = bytearray(packed(message))
     for _ in range(data.draw(st.integers(1, 3))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
     view = memoryview(bytes(frame))
     try:
-        kind, fields, bodies = read_frame(view[: FRAME.size], LIMITS)
-        plan = read_fields(kind, view[FRAME.size : FRAME.size + fields], bodies)
+        read = read_frame(view[: FRAME.size], LIMITS)
+        plan = read_fields(read.kind, view[FRAME.size : FRAME.size + read.fields_nbytes], read.bodies_nbytes)
     except StoreError as error:
         assert "sent no message of a store" in str(error)
     else:
-        assert sum(nbytes for _, _, nbytes in plan.blocks) == bodies <= LIMITS.bodies_max
+        assert sum(nbytes for _, _, nbytes in plan.blocks) == read.bodies_nbytes <= LIMITS.bodies_max
 
 
 @given(st.integers(0, 40), st.binary(max_size=400), st.integers(0, 1 << 40))
 @settings(max_examples=300, deadline=None)
 def test_random_fields_are_refused_or_read(kind, data, bodies):
     try:
-        kind, _, _ = read_frame(FRAME.pack(b"gb", 1, kind, len(data), bodies % LIMITS.bodies_max), LIMITS)
-        read_fields(kind, memoryview(data), bodies)
+        frame = read_frame(head(kind=kind, fields=len(data), bodies=bodies % LIMITS.bodies_max), LIMITS)
+        read_fields(frame.kind, memoryview(data), bodies)
     except StoreError as error:
         assert "sent no message of a store" in str(error)
 
@@ -101,11 +115,12 @@ def test_random_fields_are_refused_or_read(kind, data, bodies):
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        (FRAME.pack(b"xx", 1, 0, 0, 0), "begins with"),
-        (FRAME.pack(b"gb", 2, 0, 0, 0), "begins with"),
-        (FRAME.pack(b"gb", 1, 200, 0, 0), "type 200 does not exist"),
-        (FRAME.pack(b"gb", 1, 0, 1 << 31, 0), "above the limits"),
-        (FRAME.pack(b"gb", 1, 0, 0, 1 << 62), "above the limits"),
+        (head(magic=b"xx"), "begins with"),
+        (head(version=2), "begins with"),
+        (head(kind=200), "type 200 does not exist"),
+        (head(role=3), "roles 3 and 0 do not exist"),
+        (head(fields=1 << 31), "above the limits"),
+        (head(bodies=1 << 62), "above the limits"),
     ],
 )
 def test_bad_frames_are_refused_before_anything_is_read(header, words):
@@ -123,7 +138,7 @@ def test_a_count_is_no_reason_to_take_memory():
 
 def test_messages_above_the_limits_are_not_sent():
     with pytest.raises(StoreError, match="a Push of .* larger than this connection's limits"):
-        pack(m.Push(0, 0, 0, 0, 0, 0, 0, 1, (Block(0, b"", bytes(5 << 20)),)), LIMITS)
+        packed(m.Push(0, 0, 0, 0, 0, 0, 0, 1, (Block(0, b"", bytes(5 << 20)),)))
 
 
 class Server:
@@ -169,10 +184,10 @@ def test_messages_go_both_ways(server):
         push = m.Push(1, 2, 3, 4, 0, 9, 0, 1, (Block(7, b"head", os.urandom(1 << 20)), Block(8, b"", b"")))
         sender = threading.Thread(target=client.send, args=(push,))
         sender.start()
-        assert plain(there.receive()) == push
+        assert plain(received(there)) == push
         sender.join()
         there.send(m.PushReply(1, 3, 0, 4, 0, 0, True, 5))
-        assert client.receive() == m.PushReply(1, 3, 0, 4, 0, 0, True, 5)
+        assert received(client) == m.PushReply(1, 3, 0, 4, 0, 0, True, 5)
         assert there.received_nbytes == client.sent_nbytes > 1 << 20
         assert client.link_bytes_per_s > 1e6
 
@@ -183,7 +198,7 @@ def test_a_stream_of_messages_keeps_its_order(pair, stream):
     ours, theirs = pair
     sender = threading.Thread(target=lambda: [ours.send(message) for message in stream])
     sender.start()
-    assert [plain(theirs.receive()) for _ in stream] == stream
+    assert [plain(received(theirs)) for _ in stream] == stream
     sender.join()
 
 
@@ -197,7 +212,7 @@ def test_bodies_go_where_they_are_wanted(pair):
 
     content = os.urandom(2999)
     ours.send(m.Push(0, 0, 0, 0, 0, 0, 0, 1, (Block(4, b"a", b"other"), Block(5, b"b", content))))
-    message = theirs.receive(place)
+    message = theirs.receive(place).message
     assert seen == [(m.Push, 4, b"a", 5), (m.Push, 5, b"b", 2999)]
     assert page[:2999] == content
     assert bytes(message.payload[0].body) == b"other"
@@ -208,7 +223,7 @@ def test_memory_of_bodies_is_reused_only_when_nobody_looks(pair):
     kept = []
     for step in range(12):
         ours.send(m.Push(0, 0, 0, step, 0, 0, 0, 1, (Block(0, b"", bytes([step]) * 100_000),)))
-        kept.append(theirs.receive().payload[0].body)
+        kept.append(received(theirs).payload[0].body)
         if step == 5:
             del kept[:3]
     assert [body[0] for body in kept] == [3, 4, 5, 6, 7, 8, 9, 10, 11]
@@ -219,14 +234,14 @@ def test_many_small_blocks(pair):
     ours, theirs = pair
     payload = tuple(Block(i, b"", bytes([i % 256]) * (i % 50)) for i in range(150))
     ours.send(m.Push(0, 0, 0, 0, 0, 0, 0, 1, payload))
-    assert plain(theirs.receive()).payload == payload
+    assert plain(received(theirs)).payload == payload
 
 
 def test_more_blocks_than_one_call_takes(pair):
     ours, theirs = (Connection(sock, Limits(), "the peer") for sock in socket.socketpair())
     payload = tuple(Block(i, b"", bytes([i % 256]) * 7) for i in range(3000))
     threading.Thread(target=ours.send, args=(m.Push(0, 0, 0, 0, 0, 0, 0, 1, payload),)).start()
-    assert plain(theirs.receive()).payload == payload
+    assert plain(received(theirs)).payload == payload
     ours.close()
     theirs.close()
 
@@ -242,7 +257,7 @@ def test_threads_may_send_at_once(pair):
     senders = [threading.Thread(target=send, args=(worker,)) for worker in range(4)]
     for sender in senders:
         sender.start()
-    arrived = [theirs.receive() for _ in range(40)]
+    arrived = [received(theirs) for _ in range(40)]
     for worker in range(4):
         assert [push.seq for push in arrived if push.worker == worker] == list(range(10))
 
@@ -251,14 +266,22 @@ def test_the_end_between_messages_is_none(pair):
     ours, theirs = pair
     ours.send(m.Leave(1, 2))
     ours.close()
-    assert theirs.receive() == m.Leave(1, 2)
-    assert theirs.receive() is None
+    assert received(theirs) == m.Leave(1, 2)
+    assert received(theirs) is None
 
 
-@pytest.mark.parametrize("cut", [1, 15, 16, 30, 100, 5000])
+def test_one_connection_carries_the_messages_of_several_machines(pair):
+    ours, theirs = pair
+    ours.send(m.Leave(1, 2), to=("coordinator", 0), sender=("worker", 4))
+    ours.send(m.Pull(1, 4, 0, 0), to=("shard", 7), sender=("worker", 4))
+    assert theirs.receive() == Letter(m.Leave(1, 2), ("coordinator", 0), ("worker", 4))
+    assert theirs.receive().to == ("shard", 7)
+
+
+@pytest.mark.parametrize("cut", [1, 15, 28, 30, 100, 5000])
 def test_the_end_within_a_message_is_an_error(cut):
     raw, sock = socket.socketpair()
-    frame = b"".join(pack(m.Push(0, 0, 0, 0, 0, 0, 0, 1, (Block(0, b"h", bytes(9000)),)), LIMITS))
+    frame = packed(m.Push(0, 0, 0, 0, 0, 0, 0, 1, (Block(0, b"h", bytes(9000)),)))
     raw.sendall(frame[:cut])
     raw.close()
     with Connection(sock, LIMITS, "the peer") as connection, pytest.raises(StoreError, match="lost the peer"):
@@ -268,7 +291,7 @@ def test_the_end_within_a_message_is_an_error(cut):
 @pytest.mark.parametrize("cut", [1, 20, 3000])
 def test_a_peer_that_stops_within_a_message_is_not_waited_for(cut):
     raw, sock = socket.socketpair()
-    frame = b"".join(pack(m.Push(0, 0, 0, 0, 0, 0, 0, 1, (Block(0, b"h", bytes(9000)),)), LIMITS))
+    frame = packed(m.Push(0, 0, 0, 0, 0, 0, 0, 1, (Block(0, b"h", bytes(9000)),)))
     raw.sendall(frame[:cut])
     with Connection(sock, Limits(frame_s=0.3), "the peer") as connection:
         begin = time.monotonic()
@@ -467,14 +490,14 @@ def test_fuzzed_connections_leave_the_listener_alive(server, seed):
     with connect(server.listener.address, TOKEN, LIMITS) as client:
         there = server.connection()
         client.send(m.Leave(3, 4))
-        assert there.receive() == m.Leave(3, 4)
+        assert received(there) == m.Leave(3, 4)
 
 
 def test_closing_the_listener_ends_its_connections(server):
     client = connect(server.listener.address, TOKEN, LIMITS)
     server.connection()
     server.close()
-    assert client.receive() is None
+    assert received(client) is None
     with pytest.raises(StoreError):
         connect(server.listener.address, TOKEN, LIMITS)
 

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradbase.common.errors import StoreError
+from gradbase.store.machine.messages import COORDINATOR
+from gradbase.store.machine.messages import Address as Machine
 from gradbase.store.wire._address import Address, dial
-from gradbase.store.wire._frames import FRAME, Buffer, Limits, pack, read_fields, read_frame
+from gradbase.store.wire._frames import FRAME, Buffer, Letter, Limits, pack, read_fields, read_frame
 from gradbase.store.wire._handshake import checked_token, introduce
 
 Place = Callable[[type, int, Buffer, int], memoryview | None]
@@ -51,9 +53,9 @@ class Connection:
         """What the link carried while it was busy with large messages; None before the first."""
         return self._rate_nbytes / self._rate_s if self._rate_s else None
 
-    def send(self, message: Any) -> None:
+    def send(self, message: Any, to: Machine = COORDINATOR, sender: Machine = COORDINATOR) -> None:
         """Send a message; returns when the system has taken all of it. Bodies must not change before that."""
-        buffers = pack(message, self._limits)
+        buffers = pack(Letter(message, to, sender), self._limits)
         nbytes = sum(map(len, buffers))
         with self._sending:
             begin = time.monotonic()
@@ -63,7 +65,7 @@ class Connection:
                 self._rate_nbytes += nbytes
                 self._rate_s += time.monotonic() - begin
 
-    def receive(self, place: Place | None = None) -> Any | None:
+    def receive(self, place: Place | None = None) -> Letter | None:
         """The next message, after any wait; None once the connection was closed between two messages.
 
         place(message type, key, head, bytes): memory of exactly that size for the body of a block, or None to have it
@@ -74,17 +76,17 @@ class Connection:
             return None
         deadline = time.monotonic() + self._limits.frame_s
         try:
-            kind, fields_nbytes, bodies_nbytes = read_frame(header, self._limits)
-            fields = memoryview(bytearray(fields_nbytes))
+            frame = read_frame(header, self._limits)
+            fields = memoryview(bytearray(frame.fields_nbytes))
             self._read([fields], deadline)
-            plan = read_fields(kind, fields, bodies_nbytes)
+            plan = read_fields(frame.kind, fields, frame.bodies_nbytes)
             bodies = self._homes(plan.kind, plan.blocks, place)
             self._read(bodies, deadline)
         except BaseException:
             self.close()
             raise
-        self.received_nbytes += FRAME.size + fields_nbytes + bodies_nbytes
-        return plan.finish(bodies)
+        self.received_nbytes += FRAME.size + frame.fields_nbytes + frame.bodies_nbytes
+        return Letter(plan.finish(bodies), frame.to, frame.sender)
 
     def close(self) -> None:
         """End the connection; a call that waits in another thread returns. Twice is fine."""

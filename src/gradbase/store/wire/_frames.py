@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from gradbase.common.errors import StoreError
 from gradbase.store.machine import messages
+from gradbase.store.machine.messages import Address
 
 Buffer = bytes | bytearray | memoryview
 
-FRAME = struct.Struct("<2sBBIQ")
+FRAME = struct.Struct("<2sBBBBxxIIIQ")
+ROLES = ("coordinator", "worker", "shard")
 MAGIC = b"gb"
 VERSION = 1
 HEAD_MAX = 64
@@ -45,6 +47,24 @@ class Limits:
     connections_max: int = 256
 
 
+class Letter(NamedTuple):
+    """A message with who is to have it and who sent it; one connection may carry those of several machines."""
+
+    message: Any
+    to: Address
+    sender: Address
+
+
+class Frame(NamedTuple):
+    """What the head of a frame says."""
+
+    kind: int
+    to: Address
+    sender: Address
+    fields_nbytes: int
+    bodies_nbytes: int
+
+
 class Plan(NamedTuple):
     """A message whose bodies are still to come: sizes by block, and `finish(bodies)` to make it."""
 
@@ -53,8 +73,9 @@ class Plan(NamedTuple):
     finish: Callable[[Sequence[Buffer]], Any]
 
 
-def pack(message: Any, limits: Limits) -> list[Buffer]:
+def pack(letter: Letter, limits: Limits) -> list[Buffer]:
     """A message as buffers to be sent one after the other; bodies are not copied."""
+    message, (to, to_number), (sender, sender_number) = letter
     spec = _SPECS[type(message)]
     fields, bodies = bytearray(), []
     for field, value in zip(spec.fields, message, strict=True):
@@ -68,20 +89,23 @@ def pack(message: Any, limits: Limits) -> list[Buffer]:
             f"a {spec.name} of {len(fields)} + {nbytes} bytes is larger than this connection's limits",
             f"they are {limits.fields_max} and {limits.bodies_max}; push in more parts, or raise them on both sides",
         )
-    header = FRAME.pack(MAGIC, VERSION, spec.number, len(fields), nbytes)
+    roles = ROLES.index(to), ROLES.index(sender)
+    header = FRAME.pack(MAGIC, VERSION, spec.number, *roles, to_number, sender_number, len(fields), nbytes)
     return [header + fields, *(body for body in bodies if len(body))]
 
 
-def read_frame(header: Buffer, limits: Limits) -> tuple[int, int, int]:
-    """Kind, bytes of fields and bytes of bodies of the frame that begins; StoreError if it is none or too large."""
-    magic, version, kind, fields, bodies = FRAME.unpack(header)
+def read_frame(header: Buffer, limits: Limits) -> Frame:
+    """The frame that begins; StoreError if it is none or too large."""
+    magic, version, kind, to, sender, to_number, sender_number, fields, bodies = FRAME.unpack(header)
     if magic != MAGIC or version != VERSION:
         raise refused(f"it begins with {bytes(header[:3])!r}")
     if kind >= len(_KINDS):
         raise refused(f"message type {kind} does not exist")
+    if max(to, sender) >= len(ROLES):
+        raise refused(f"roles {to} and {sender} do not exist")
     if fields > limits.fields_max or bodies > limits.bodies_max:
         raise refused(f"{fields} + {bodies} bytes are above the limits {limits.fields_max} and {limits.bodies_max}")
-    return kind, fields, bodies
+    return Frame(kind, (ROLES[to], to_number), (ROLES[sender], sender_number), fields, bodies)
 
 
 def read_fields(kind: int, data: memoryview, bodies_nbytes: int) -> Plan:

@@ -1,9 +1,9 @@
 """The machines' messages between processes: fixed binary frames, a token, limits on everything. See README.md."""
 
-from gradbase.store.wire._address import Address, parse_address
-from gradbase.store.wire._connection import Connection, connect
+from gradbase.store.wire._address import Address, dial, listen, parse_address
+from gradbase.store.wire._connection import Connection, TimedStream, connect
 from gradbase.store.wire._frames import Block, Letter, Limits
-from gradbase.store.wire._handshake import new_token
+from gradbase.store.wire._handshake import greet, introduce, new_token
 from gradbase.store.wire._listener import Listener
 
 __all__ = [
@@ -13,7 +13,12 @@ __all__ = [
     "Letter",
     "Limits",
     "Listener",
+    "TimedStream",
     "connect",
+    "dial",
+    "greet",
+    "introduce",
+    "listen",
     "new_token",
     "parse_address",
 ]

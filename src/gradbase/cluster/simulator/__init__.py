@@ -10,4 +10,15 @@ from gradbase.cluster.simulator._hunt import Totals, hunt
 from gradbase.cluster.simulator._plan import Fault, Plan, draw_plan, job_of
 from gradbase.cluster.simulator._simulation import Machines, Outcome, Simulation
 
-__all__ = ["Fault", "Machines", "Outcome", "Plan", "SimulatedEngine", "Simulation", "Totals", "draw_plan", "hunt", "job_of"]
+__all__ = [
+    "Fault",
+    "Machines",
+    "Outcome",
+    "Plan",
+    "SimulatedEngine",
+    "Simulation",
+    "Totals",
+    "draw_plan",
+    "hunt",
+    "job_of",
+]

@@ -35,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m gradbase.cluster.simulator", description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=1_000, help="how many seeds, one run each (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default %(default)s)")
-    parser.add_argument("--failures", type=int, default=1, help="stop after so many failing seeds (default %(default)s)")
-    parser.add_argument("--history", action="store_true", help="print all that was noted in the run of --seed, and stop")
+    parser.add_argument("--failures", type=int, default=1, help="stop after so many failing seeds (%(default)s)")
+    parser.add_argument("--history", action="store_true", help="print all that was noted in the run of --seed")
     return parser
 
 

@@ -1,4 +1,6 @@
-"""A disk as bad as the store's protocol allows: what is not synced may be lost, in part or whole, and space may run out."""
+"""A disk as bad as the store's protocol allows: what is not synced may be lost, in part or whole, and space may run
+out.
+"""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ ODD_US = 20_000
 
 
 class SimulatedEngine:
-    """Every process is one that can die. `odd`: the share of messages that are lost, doubled or late meanwhile. No two runs
-    have the same delays.
+    """Every process is one that can die. `odd`: the share of messages that are lost, doubled or late meanwhile. No
+    two runs have the same delays.
     """
 
     mortal: frozenset[Kind] = frozenset(("worker", "shard", "coordinator"))
@@ -31,9 +31,7 @@ class SimulatedEngine:
         plan = self._plan(trial)
         if trial.deaths:
             whole_us = Simulation(plan).run().virtual_us
-            faults = tuple(
-                Fault("crash", int(death.share * whole_us), RESTART_US, death.who) for death in trial.deaths
-            )
+            faults = tuple(Fault("crash", int(death.share * whole_us), RESTART_US, death.who) for death in trial.deaths)
             plan = replace(plan, faults=faults, calm_us=max(whole_us, plan.calm_us))
         simulation = Simulation(plan)
         outcome = simulation.run()

@@ -48,7 +48,9 @@ def hunt(
     failures_max: int = 1,
     on_run: Callable[[Totals], None] | None = None,
 ) -> Totals:
-    """Run these seeds until `failures_max` of them broke an invariant. `job`: for all runs; else every seed draws its own."""
+    """Run these seeds until `failures_max` of them broke an invariant. `job`: for all runs; else every seed draws its
+    own.
+    """
     totals = Totals()
     start_s = time.process_time()
     with _own_garbage():

@@ -36,8 +36,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plan:
-    """`odd`: the share of messages that are lost, doubled or late while faults last, which is until `calm_us`; `slow_syncs`: the
-    share of syncs that take long.
+    """`odd`: the share of messages that are lost, doubled or late while faults last, which is until `calm_us`;
+    `slow_syncs`: the share of syncs that take long.
     """
 
     seed: int
@@ -53,7 +53,13 @@ class Plan:
 
 @lru_cache(maxsize=4096)
 def job_of(
-    lanes: int, shards: int, steps: int, consistency: Consistency, staleness: int, durability: Durability, logging: Logging
+    lanes: int,
+    shards: int,
+    steps: int,
+    consistency: Consistency,
+    staleness: int,
+    durability: Durability,
+    logging: Logging,
 ) -> Job:
     """Jobs are few and equal ones are the same object, so that what is derived from them is computed once."""
     return Job(lanes, shards, steps, consistency, staleness, durability, logging, workers_max=lanes + 2, limits=LIMITS)

@@ -1,9 +1,9 @@
 """One run of a whole job in one thread and virtual time: network, disks, clocks, processes and their deaths.
 
-Everything that happens is drawn from the plan's seed, so a run can be had again by its number. The faults a job must survive:
-crashes of any processes, several at once, at any event; loss of what a disk was not asked to sync, in part or whole; full
-disks; messages lost, doubled, reordered, or late by more than a timeout; partitions; processes that hang and come back as
-zombies beside their successors; clocks that jump; workers that come and go.
+Everything that happens is drawn from the plan's seed, so a run can be had again by its number. The faults a job must
+survive: crashes of any processes, several at once, at any event; loss of what a disk was not asked to sync, in part
+or whole; full disks; messages lost, doubled, reordered, or late by more than a timeout; partitions; processes that
+hang and come back as zombies beside their successors; clocks that jump; workers that come and go.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from gradbase.store.machine.messages import (
     Load,
     Loaded,
     Payload,
+    PushRecord,
     Replace,
     Retire,
     Send,
+    StepRecord,
     Stop,
     Sync,
     WriteCheckpoint,
@@ -81,7 +83,9 @@ class Process:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `events`: everything that happened to a machine, a message or a disk; `messages` of them delivered."""
+    """How a run ended. `events`: everything that happened to a machine, a message or a disk; `messages` of them
+    delivered.
+    """
 
     plan: Plan
     violations: tuple[Violation, ...]
@@ -194,11 +198,11 @@ class Simulation:
         self._counts.messages += messages
 
     def _carry(self, process: Process, effects: list[Effect]) -> None:
-        """Carry out what a machine asked for, in order. A message costs one random number: its delay, or its oddness."""
+        """Carry out what a machine asked for, in order. A message costs one random number, for delay or oddness."""
         draw, odd, heap, now_us = self._draw, self._odd, self._heap, self.now_us
         for effect in effects:
             if effect.__class__ is Send:
-                to, message = effect  # type: ignore[misc]
+                to, message = effect
                 luck = draw()
                 if luck < odd or self._cut:
                     self._send_oddly(process, to, message, luck)
@@ -264,7 +268,7 @@ class Simulation:
             effects = session.start()
         elif kind == "shard":
             disk = self._disks[address]
-            pages = StepPages(number) if self.job.consistency == "bsp" else CountPages()
+            pages = self._new_pages(number)
             shard = self._machines.shard(self.job, number, pages, note)
             process = Process(address, shard, disk.open(self._random, self._draw() < 0.5), pages)
             states = [state for state, _ in disk.checkpoints.values()]
@@ -469,28 +473,37 @@ class Simulation:
             right = self._expected_step(shard, self.job.steps, 0)
         else:
             right = self._expected_count(shard, 0, count_of(range(self.job.batches)))
-        if process is not None and process.pages is not None and self._is_loaded(process):
-            if process.pages.value != right:
-                return Violation("I9 exactly once, I10 the same", f"shard {shard} ends with {process.pages.value!r}", -1)
-        if self.job.durability == "wal":
-            return self._judge_recovery(shard, right)
-        return None
+        pages = process.pages if process is not None and self._is_loaded(process) else None
+        if pages is not None and pages.value != right:
+            problem = f"shard {shard} ends with {pages.value!r}, not {right!r}"
+            return Violation("I9 exactly once, I10 the same", problem, -1)
+        return self._judge_recovery(shard, right) if self.job.durability == "wal" else None
 
     def _is_loaded(self, process: Process) -> bool:
         return isinstance(process.machine, Shard) and process.machine.open_term != 0
 
     def _judge_recovery(self, shard: int, right: Payload) -> Violation | None:
+        """What the disk alone gives back: its newest checkpoint, and the durable records after it."""
         disk = self._disks["shard", shard]
         state, value = max(disk.checkpoints.values(), key=lambda pair: pair[0].lsn, default=(None, None))
-        lsn = max(state.lsn if state is not None else 0, disk.records[disk.synced - 1].lsn if disk.synced else 0)
+        lsn = state.lsn if state is not None else 0
+        records = [record for record in disk.records[: disk.synced] if record.lsn > lsn]
         if self.job.logging == "command" and self.job.consistency == "bsp":
-            return None if lsn == self.job.steps else Violation("I6", f"shard {shard} recovers to step {lsn}", -1)
-        pages = StepPages(shard) if self.job.consistency == "bsp" else CountPages()
-        pages.restore(value)
-        for record in disk.records[: disk.synced]:
-            if record.lsn > (state.lsn if state is not None else 0) and record.update is not None:  # type: ignore[union-attr]
-                pages.apply(record.update)  # type: ignore[union-attr]
-        return None if pages.value == right else Violation("I6", f"shard {shard} recovers {pages.value!r}", -1)
+            steps = records[-1].lsn if records else lsn
+            right, recovered = self.job.steps, steps
+        else:
+            pages = self._new_pages(shard)
+            pages.restore(value)
+            for record in records:
+                if isinstance(record, StepRecord | PushRecord) and record.update is not None:
+                    pages.apply(record.update)
+            recovered = pages.value  # type: ignore[assignment]
+        if recovered == right:
+            return None
+        return Violation("I6 acknowledged means durable", f"shard {shard} recovers {recovered!r}, not {right!r}", -1)
+
+    def _new_pages(self, shard: int) -> Pages:
+        return StepPages(shard) if self.job.consistency == "bsp" else CountPages()
 
 
 def _where(error: Exception) -> str:

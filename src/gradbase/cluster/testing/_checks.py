@@ -77,7 +77,7 @@ def check_physical_log(engine: Engine) -> None:
 
 
 def check_all_die(engine: Engine) -> None:
-    everyone: tuple[tuple[Kind, int], ...] = (("worker", 0), ("worker", 1), ("shard", 0), ("shard", 1), ("coordinator", 0))
+    everyone: list[tuple[Kind, int]] = [("worker", 0), ("worker", 1), ("shard", 0), ("shard", 1), ("coordinator", 0)]
     mortal = tuple(who for who in everyone if who[0] in engine.mortal)
     _survive(engine, _job("bsp", durability="wal"), (Death(mortal, 0.3), Death(mortal, 0.7)))
 

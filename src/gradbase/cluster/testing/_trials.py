@@ -14,7 +14,9 @@ Kind = Literal["worker", "shard", "coordinator"]
 
 @dataclass(frozen=True)
 class Death:
-    """Kill -9 these processes at once when about `share` (0 to 1) of the job is done; whatever the engine does, it does."""
+    """Kill -9 these processes at once when about `share` (0 to 1) of the job is done; whatever the engine does, it
+    does.
+    """
 
     who: tuple[tuple[Kind, int], ...]
     share: float
@@ -29,8 +31,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """`digest`: of the final values of all shards, bit for bit. `killed`: how many processes were. `history`: all notes, each
-    machine's in its order; over a restart of everything those of before come first.
+    """`digest`: of the final values of all shards, bit for bit. `killed`: how many processes were. `history`: all
+    notes, each machine's in its order; over a restart of everything those of before come first.
     """
 
     digest: str
@@ -39,8 +41,8 @@ class Result:
 
 
 class Engine(Protocol):
-    """`mortal`: the kinds of processes that can be killed one by one. Where shards and coordinator live in one process, that is
-    "coordinator": its death takes them all, and the engine is started again on the same directory.
+    """`mortal`: the kinds of processes that can be killed one by one. Where shards and coordinator live in one
+    process, that is "coordinator": its death takes them all, and the engine is started again on the same directory.
     """
 
     mortal: frozenset[Kind]

@@ -155,8 +155,8 @@ class ClockShard(Shard):
             self._pending[worker] = message
 
     def _serve(self, message: Pull) -> bool:
-        """Answer if the reader's own pushes are in and it is not too far ahead. (The push that follows this read may be in
-        as well: the session lost its term while some shards had it, and makes it again.)
+        """Answer if the reader's own pushes are in and it is not too far ahead. (The push that follows this read may
+        be in as well: the session lost its term while some shards had it, and makes it again.)
         """
         worker = message.worker
         if message.seq > self.clock[worker] or message.seq - self._lowest > self._bound:

@@ -53,7 +53,9 @@ class Phase(Enum):
 
 @dataclass
 class Member:
-    """A live session. `quiet_us`: since it was heard of; `begin`: where its view starts; `seq`, `done`: what it said last."""
+    """A live session. `quiet_us`: since it was heard of; `begin`: where its view starts; `seq`, `done`: what it said
+    last.
+    """
 
     worker: int
     session: int

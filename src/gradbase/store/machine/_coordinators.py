@@ -1,4 +1,6 @@
-"""What the coordinator decides under bsp (where to begin, who has which lane) and under ssp and asp (who has which batch)."""
+"""What the coordinator decides under bsp (where to begin, who has which lane) and under ssp and asp (who has which
+batch).
+"""
 
 from __future__ import annotations
 
@@ -104,12 +106,16 @@ class ClockCoordinator(Coordinator):
         return Open(self.term, self.shards[shard].incarnation, 0, members)
 
     def _base(self, shard: int, worker: int, clock: int) -> int:
-        """The first sequence number this shard is to expect: a new session's first, or the oldest that can be sent again."""
+        """The first sequence number this shard is to expect: a new session's first, or the oldest that can be sent
+        again.
+        """
         report = self._reports[worker]
         return min(report.oldest[shard], clock) if report.next_seq else clock
 
     def _clock(self, worker: int) -> int:
-        """Where a member's clock stands; a new one begins with the slowest, and after all that was pushed in its slot."""
+        """Where a member's clock stands; a new one begins with the slowest, and after all that was pushed in its
+        slot.
+        """
         if self._reports[worker].next_seq:
             return self._reports[worker].next_seq
         slowest = min((report.next_seq for report in self._reports.values() if report.next_seq), default=1)

@@ -40,8 +40,8 @@ from gradbase.store.machine.timing import Stopwatch
 class Session(ABC):
     """One process of a worker. Made by `new_session`; every public method returns the effects to carry out, in order.
 
-    One thing is under way at a time: a read of all shards, a computation, or a push to all shards. `nonce` is the process's
-    own random number. `selection` is what every read asks for (sparse rows change it before they compute).
+    One thing is under way at a time: a read of all shards, a computation, or a push to all shards. `nonce` is the
+    process's own random number. `selection` is what every read asks for (sparse rows change it before they compute).
     """
 
     def __init__(self, job: Job, worker: int, nonce: int, note: notes.Notes | None = None) -> None:

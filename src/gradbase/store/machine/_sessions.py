@@ -22,7 +22,9 @@ from gradbase.store.machine.messages import (
 
 
 class StepSession(Session):
-    """bsp: reads version t, computes its lanes of step t, pushes them, and waits until every shard has all of the step."""
+    """bsp: reads version t, computes its lanes of step t, pushes them, and waits until every shard has all of the
+    step.
+    """
 
     def __init__(self, job: Job, worker: int, nonce: int, note: notes.Notes | None = None) -> None:
         super().__init__(job, worker, nonce, note)

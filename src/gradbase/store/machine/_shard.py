@@ -45,7 +45,8 @@ from gradbase.store.machine.timing import Stopwatch
 class Shard(ABC):
     """One shard. Made by `new_shard`; every public method returns the effects to carry out, in order.
 
-    After `opened` it waits to be fenced and opened by the coordinator. The engine makes a new object for every process.
+    After `opened` it waits to be fenced and opened by the coordinator. The engine makes a new object for every
+    process.
     """
 
     def __init__(self, job: Job, shard: int, pages: Pages, note: notes.Notes | None = None) -> None:
@@ -137,8 +138,8 @@ class Shard(ABC):
             self._tell_report()
 
     def log_failed(self, lsn: int) -> list[Effect]:
-        """Records from `lsn` on did not get into the log, and no sync that includes them will be answered. They are kept
-        and tried again; meanwhile the queue fills.
+        """Records from `lsn` on did not get into the log, and no sync that includes them will be answered. They are
+        kept and tried again; meanwhile the queue fills.
         """
         if self._sync_lsn >= lsn:
             self._sync_lsn = 0
@@ -156,7 +157,9 @@ class Shard(ABC):
         return self._take()
 
     def loaded(self, loaded: Loaded) -> list[Effect]:
-        """The answer to a `Load`; answers come in the order in which they were asked for, and only the last one counts."""
+        """The answer to a `Load`; answers come in the order in which they were asked for, and only the last one
+        counts.
+        """
         self._loads -= 1
         if not self._loads:
             self._restore(loaded)

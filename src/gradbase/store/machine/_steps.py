@@ -31,8 +31,8 @@ _UNLOADED = -1
 class StepShard(Shard):
     """`version` steps are applied. The log holds one record a step, so step t has LSN t + 1.
 
-    `_update` is the reduced update of step `version` once that step is complete, `_proven` the highest version known to be
-    reachable by every shard: steps below it may be applied.
+    `_update` is the reduced update of step `version` once that step is complete, `_proven` the highest version known
+    to be reachable by every shard: steps below it may be applied.
     """
 
     def __init__(self, job: Job, shard: int, pages: Pages, note: notes.Notes | None = None) -> None:
@@ -197,8 +197,9 @@ class StepShard(Shard):
         expected = tuple(range(record.step * lanes, (record.step + 1) * lanes))
         if (record.lsn, record.batches, record.seed) != (record.step + 1, expected, self.job.seed):
             raise UsageError(
-                f"the log of shard {self.shard} is of another job: LSN {record.lsn} holds step {record.step} of batches "
-                f"{record.batches} with seed {record.seed}, expected batches {expected} with seed {self.job.seed}",
+                f"the log of shard {self.shard} is of another job: LSN {record.lsn} holds step {record.step} of "
+                f"batches {record.batches} with seed {record.seed}, "
+                f"expected batches {expected} with seed {self.job.seed}",
                 "resume with the lanes, batches and seed the job was started with, or choose an empty directory",
             )
         if self._log_from < 0:
@@ -256,7 +257,9 @@ class StepShard(Shard):
         return max((number for number, state in self._checkpoints.items() if state.step <= version), default=None)
 
     def _restore(self, loaded: Loaded) -> None:
-        """Take the checkpoint and replay physical records up to where this term begins. The one after it is kept complete."""
+        """Take the checkpoint and replay physical records up to where this term begins. The one after it is kept
+        complete.
+        """
         target = self._opening.seq if self._opening is not None else 0
         self.pages.restore(loaded.snapshot)
         self._arrive(loaded.state.step if loaded.state is not None else 0)

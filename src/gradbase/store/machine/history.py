@@ -1,7 +1,8 @@
 """The invariants of the store (../README.md, I1 to I11), checked on what machines noted while they ran.
 
-`check` reads a whole history in the order in which it was noted; a history gathered from several processes is in order for
-each machine, which is what the checks need, except that reads are compared with what was pushed before them.
+`check` reads a whole history in the order in which it was noted; a history gathered from several processes is in
+order for each machine, which is what the checks need, except that reads are compared with what was pushed before
+them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def count_of(batches: Iterable[int]) -> int:
 
 
 def check(job: Job, history: Iterable[notes.Note], expected: Expected | None = None) -> list[Violation]:
-    """Everything that is wrong with a history. `expected(shard, step, count)` is the value a shard must have: bsp, after `step`
-    steps; ssp and asp, with the batches `count` says (see `count_of`). Without it, values are not looked at.
+    """Everything that is wrong with a history. `expected(shard, step, count)` is the value a shard must have: bsp,
+    after `step` steps; ssp and asp, with the batches `count` says (see `count_of`). Without it, values are not looked
+    at.
     """
     judge = _Judge(job, expected)
     judge.listen(history)

@@ -1,11 +1,11 @@
 """What the machines say to each other, what they ask of their engine, and what they write into logs.
 
-Everything here is a named tuple of integers, tuples of integers, and *payloads*: opaque handles (a region of the slab,
-tensors, in the simulator integers) that only the engine and its `Pages` look into. Numbers:
+Everything here is a named tuple of integers, tuples of integers, and *payloads*: opaque handles (a region of the
+slab, tensors, in the simulator integers) that only the engine and its `Pages` look into. Numbers:
 
     worker      a slot, 0 .. job.slots - 1; a restarted worker may come back in any slot
     session     the term in which this process of the worker was admitted; a higher one fences a lower one
-    term        the number of a view: who holds which lane, which incarnation of each shard. Never goes down, never reused
+    term        the number of a view: who holds which lane, which incarnation of each shard; only ever goes up
     incarnation which opening of a shard's storage; handed out by the storage, each higher than all before
     seq         bsp: the step, which is also the version that was read; ssp, asp: the worker's clock
     batch       number of a micro-batch, 0 .. job.batches - 1; NO_BATCH for a push that only moves the clock
@@ -33,11 +33,12 @@ class Pages(Protocol):
         """What a reader gets: the pages or rows of `selection`, all of them for None. Valid until the next apply."""
 
     def reduce(self, lanes: Sequence[tuple[Payload, ...]]) -> Payload:
-        """Pushes, each the tuple of its parts, in lane order, as the one update to apply: ((g0 + g1) + ...) / job.lanes.
+        """Pushes, each the tuple of its parts, in lane order, as the one update to apply: ((g0 + g1) + ...) /
+        job.lanes.
 
         Under ssp and asp there is one push. What comes back is what the log keeps and what `apply` gets, in this life
-        or in a replay: compressed pushes are decompressed or logged as they are, never logged as something else. It stays
-        valid until it was applied and its record is durable.
+        or in a replay: compressed pushes are decompressed or logged as they are, never logged as something else. It
+        stays valid until it was applied and its record is durable.
         """
 
     def apply(self, update: Payload) -> None:
@@ -76,7 +77,9 @@ class PullReply(NamedTuple):
 
 
 class Push(NamedTuple):
-    """Part `part` of `parts` of what micro-batch `batch` gave. (worker, session, seq), under bsp with the lane, is its name."""
+    """Part `part` of `parts` of what micro-batch `batch` gave. (worker, session, seq), under bsp with the lane, is
+    its name.
+    """
 
     term: int
     worker: int
@@ -99,7 +102,9 @@ class Poll(NamedTuple):
 
 
 class PushReply(NamedTuple):
-    """`complete`: bsp, all lanes of the step are here; ssp and asp, the push was applied. Else the shard holds the part."""
+    """`complete`: bsp, all lanes of the step are here; ssp and asp, the push was applied. Else the shard holds the
+    part.
+    """
 
     term: int
     session: int
@@ -148,8 +153,9 @@ class NewTerm(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a session holds. `oldest[shard]`: ssp, asp, the first seq it can send (again) to that shard; `next_seq`: the
-    next one it will make. `retained`: bsp, (shard, lane, step) of pushes it can send again. `held`: batches it answers for.
+    """What a session holds. `oldest[shard]`: ssp, asp, the first seq it can send (again) to that shard; `next_seq`:
+    the next one it will make. `retained`: bsp, (shard, lane, step) of pushes it can send again. `held`: batches it
+    answers for.
     """
 
     term: int
@@ -172,8 +178,9 @@ class View(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """I live. `seq`: bsp, the last version read in this term; ssp, asp, the clock. `lease_done`: ssp, asp, all batches of leases
-    up to this number are used (and as durable as promised) on every shard; bsp, steps before this one are durable.
+    """I live. `seq`: bsp, the last version read in this term; ssp, asp, the clock. `lease_done`: ssp, asp, all
+    batches of leases up to this number are used (and as durable as promised) on every shard; bsp, steps before this
+    one are durable.
     """
 
     term: int
@@ -239,8 +246,9 @@ class Fence(NamedTuple):
 
 
 class ShardReport(NamedTuple):
-    """`reach`: bsp, the versions this shard can go to (the one applied, the complete one after it, checkpoints, what the log
-    can replay). `clock` and `used`: ssp and asp, clocks by slot, and the numbers of the batches in the values.
+    """`reach`: bsp, the versions this shard can go to (the one applied, the complete one after it, checkpoints, what
+    the log can replay). `clock` and `used`: ssp and asp, clocks by slot, and the numbers of the batches in the
+    values.
     """
 
     shard: int
@@ -295,8 +303,8 @@ class CheckpointKept(NamedTuple):
 
 Message: TypeAlias = (
     Pull | PullReply | Push | Poll | PushReply | Durable | Busy | Join | NewTerm | Report | View | Beat | LeaseRequest
-    | LeaseReply | Leave | Fenced | Finished | ShardUp | Fence | ShardReport | Open | Ready | TakeCheckpoint | CheckpointTaken
-    | CheckpointKept
+    | LeaseReply | Leave | Fenced | Finished | ShardUp | Fence | ShardReport | Open | Ready | TakeCheckpoint
+    | CheckpointTaken | CheckpointKept
 )  # fmt: skip
 
 
@@ -380,7 +388,9 @@ class Sync(NamedTuple):
 
 
 class WriteCheckpoint(NamedTuple):
-    """Write it, durably and under its final name, then call `checkpoint_written(number)` or `checkpoint_failed(number)`."""
+    """Write it, durably and under its final name, then call `checkpoint_written(number)` or
+    `checkpoint_failed(number)`.
+    """
 
     state: CheckpointState
     snapshot: Payload
@@ -400,8 +410,8 @@ class Retire(NamedTuple):
 
 
 class Compute(NamedTuple):
-    """Run micro-batch `batch` on `values`, one a shard; then call `computed(term, seq, lane, shard, part, parts, payload)`
-    for every part of what it gives for every shard.
+    """Run micro-batch `batch` on `values`, one a shard; then call `computed(term, seq, lane, shard, part, parts,
+    payload)` for every part of what it gives for every shard.
     """
 
     term: int

@@ -134,7 +134,7 @@ class TermBegun(NamedTuple):
 
 
 Note: TypeAlias = (
-    Recovered | Restored | CheckpointCounts | TermFenced | TermOpened | Logged | Synced | Acknowledged | Applied | Served | Read | Pushed
-    | Leased | TermBegun
+    Recovered | Restored | CheckpointCounts | TermFenced | TermOpened | Logged | Synced | Acknowledged | Applied
+    | Served | Read | Pushed | Leased | TermBegun
 )  # fmt: skip
 Notes: TypeAlias = Callable[[Note], object]

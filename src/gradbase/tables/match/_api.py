@@ -65,7 +65,10 @@ def score_pairs(
     config = config or Config()
     table = _Table.of(records_a, records_b)
     known = table.labelled(labelled)
-    asked = table.keys_of_rows(_rows(left, len(records_a), "left"), _rows(right, len(table.rank_b), "right"))
+    rows = _rows(left, len(records_a), "left"), _rows(right, len(table.rank_b), "right")
+    if len(rows[0]) != len(rows[1]):
+        raise UsageError(f"there are {len(rows[0])} left rows and {len(rows[1])} right rows", "a pair has one of each")
+    asked = table.keys_of_rows(*rows)
     return _result(table, np.unique(np.concatenate([asked, known[0]])), known, config, None, asked)
 
 
@@ -122,6 +125,9 @@ class _Table:
 
     def keys_of_rows(self, left: Ints, right: Ints) -> Ints:
         """Keys of pairs of the user's rows."""
+        if self.right is None and np.any(left == right):
+            name = self.records_a.ids[left[left == right][0]]
+            raise UsageError(f"a pair of record {name!r} with itself", "drop the pair: it says nothing")
         return self.keys(self.rank_a[left], self.rank_b[right])
 
     def labelled(self, labelled: Labelled | None) -> _Known:
@@ -231,7 +237,9 @@ def _unsupervised(table: _Table, left: Ints, right: Ints, targets: Floats, confi
 
 def _exclusive(table: _Table, config: Config) -> bool:
     """Whether candidates of a record compete: in one table, several records may be about the same thing."""
-    return config.one_to_one == "yes" or (config.one_to_one == "auto" and table.right is not None)
+    return config.other_pairs and (
+        config.one_to_one == "yes" or (config.one_to_one == "auto" and table.right is not None)
+    )
 
 
 def _supervised(table: _Table, left: Ints, right: Ints, targets: Floats, config: Config) -> _Scored:
@@ -244,8 +252,10 @@ def _supervised(table: _Table, left: Ints, right: Ints, targets: Floats, config:
     scores = matcher.log_odds(features.values, folds)
     prior = fit_mixture(features, left, right, exclusive=_exclusive(table, config)).log_odds
     labels = _relations.Labels(folds, np.nan_to_num(targets))
-    table_ = _relations.evidence(scores, prior, left, right, labels)
-    return _Judge.fit(features, matcher, scores, table_, labels).scored()
+    evidence = _relations.evidence(scores, prior, left, right, labels)
+    if not config.other_pairs:
+        evidence[:, _relations.OWN :] = 0.0
+    return _Judge.fit(features, matcher, scores, evidence, labels).scored()
 
 
 @dataclass(frozen=True)
@@ -305,7 +315,7 @@ def _decided(
     free = log_odds > threshold
     single = keep = _decide.keep_best(free, log_odds, left, right)
     one = config.one_to_one == "yes"
-    if config.one_to_one == "auto" and table.right is not None:
+    if config.one_to_one == "auto" and config.other_pairs and table.right is not None:
         answers = targets[known] > 0.5
         one = not trained or _decide.f1_score(keep[known], answers) >= _decide.f1_score(free[known], answers)
     return np.where(known, targets > 0.5, single if one else free), threshold, one

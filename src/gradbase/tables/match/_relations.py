@@ -24,6 +24,8 @@ NAMES = (
     "right has a better candidate",
 )
 
+OWN = 2  # the first names are of the pair itself
+
 LIMIT = 8.0  # log-odds beyond which a network's certainty is not believed
 
 _RIDGE = 1.0

@@ -105,6 +105,7 @@ class Labelled:
 class Config:
     """How to match; one default for all data.
 
+    `other_pairs`: a pair is also judged by what is known or likely of other pairs of its records.
     `threshold`: the least probability of a match, or None to choose it (on labelled pairs held out, or 0.5).
     `one_to_one`: "yes" if a record has at most one partner in the other table, "no" if not, "auto" to read it off
     the labelled pairs and the data. `memory`: the budget of a training step, as `gradbase.compile` takes it.
@@ -114,6 +115,7 @@ class Config:
     seed: int = 0
     threshold: float | None = None
     one_to_one: str = "auto"
+    other_pairs: bool = True
     memory: str | int | float | None = None
     members: int = 2
     candidates_max: int = 10

@@ -21,6 +21,7 @@ COMPETITION = "other candidates"
 
 _ROUNDS = 25
 _LOG_ODDS_MOST = 30.0
+_SURENESS = 0.2  # of the mixture's log-odds, which are far too sure: similarities of one pair are hardly Gaussian
 _SHRINKAGE = 0.1  # of correlations towards none
 _VARIANCE_LEAST = 0.02  # of standardised similarities
 _PRIOR_COUNT = 1.0  # of pairs, towards no difference and little variance
@@ -48,7 +49,9 @@ def fit_mixture(
 ) -> Mixture:
     """Fit to candidate pairs of the records `left` and `right`.
 
-    `exclusive`: candidates of a record compete. `known`: float64[pairs], 0 or 1, NaN if not known.
+    `exclusive`: at most one of a record's candidates is a match, and log-odds say so; the components are learned with
+    competition in either case, because what is best for both its records shows what matches look like.
+    `known`: float64[pairs], 0 or 1, NaN if not known.
     """
     similarities, names = _similarities(features)
     shape = _Standard.of(similarities)
@@ -57,10 +60,11 @@ def fit_mixture(
     for _ in range(_ROUNDS):
         parts, intercept = _expectation(shape, chance)
         alone = np.clip(parts.sum(axis=1) + intercept, -_LOG_ODDS_MOST, _LOG_ODDS_MOST)
-        log_odds = compete(alone, left, right) if exclusive else alone
+        log_odds = compete(alone, left, right)
         chance = _clamped(1 / (1 + np.exp(-np.clip(log_odds, -_LOG_ODDS_MOST, _LOG_ODDS_MOST))), answers)
-    competition = log_odds - parts.sum(axis=1) - intercept
-    return Mixture(log_odds, np.column_stack([parts, competition]), (*names, (WHOLE, COMPETITION)), intercept)
+    log_odds = log_odds if exclusive else alone
+    columns = np.column_stack([parts, log_odds - parts.sum(axis=1) - intercept])
+    return Mixture(_SURENESS * log_odds, _SURENESS * columns, (*names, (WHOLE, COMPETITION)), _SURENESS * intercept)
 
 
 def compete(log_odds: Floats, left: Ints, right: Ints) -> Floats:

@@ -1,0 +1,1 @@
+"""Benchmarks of the models over tables."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import secrets
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +37,10 @@ class Home:
 class Servant:
     """The actor. Its constructor is cheap; `serve` returns when the job is over."""
 
-    def __init__(self, task: Task, home: Home) -> None:
-        self._task, self._home = task, home
+    def __init__(self, path: list[str], task: bytes, home: Home) -> None:
+        sys.path.extend(folder for folder in path if folder not in sys.path)  # the recipe lies in one of them
+        self._task: Task = pickle.loads(task)
+        self._home = home
 
     def serve(self) -> None:
         """Build the recipe, call home, and do what is asked. Called again by Ray after a restart."""

@@ -8,9 +8,12 @@ waits for Ray. An actor whose process dies is restarted by Ray and calls again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import pickle
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +24,7 @@ from gradbase.cluster.local import Launcher, LocalEngine, Map, SharedPages, Slab
 from gradbase.cluster.ray._actor import Home, Servant
 from gradbase.cluster.ray._remote import PageServer
 from gradbase.cluster.steward import Steward, StepReport, Worker
-from gradbase.common.errors import StoreError, UsageError
+from gradbase.common.errors import StepError, StoreError, UsageError
 from gradbase.store.wire import Address, Listener, TimedStream, greet, listen, new_token
 
 _HANDSHAKE_S = 5.0
@@ -75,15 +78,26 @@ class _Actors:
         actor = self._ray.remote(Servant).options(
             num_cpus=self._request.threads, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
         )
-        self._actors = [actor.remote(task, home) for _ in range(self._request.workers - 1)]
+        given = (list(sys.path), pickle.dumps(task), home)
+        self._actors = [actor.remote(*given) for _ in range(self._request.workers - 1)]
         self._closing.callback(self._kill)
-        self._serving = [each.serve.remote() for each in self._actors]  # the references keep the calls alive
+        serving = [each.serve.remote() for each in self._actors]
+        threading.Thread(target=self._wait, args=(serving, steward), name="gradbase-ray", daemon=True).start()
 
     def spawn(self) -> None:
         """Ray restarts an actor whose process has ended, and repeats its call."""
 
     def lost(self, worker: Worker) -> None:
         self._server.fence(worker.number)
+
+    def _wait(self, serving: list[Any], steward: Steward) -> None:
+        """A call that ends before the job does, other than by a death that Ray mends, is a failure."""
+        for call in serving:
+            try:
+                self._ray.get(call)
+            except Exception as error:
+                problem = f"a Ray actor failed: {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+                steward.call(functools.partial(_fail, problem))
 
     def _accept(self, commands: socket.socket, steward: Steward) -> None:
         while True:
@@ -106,6 +120,10 @@ class _Actors:
     def _kill(self) -> None:
         for actor in self._actors:
             self._ray.kill(actor)
+
+
+def _fail(problem: str) -> None:
+    raise StepError(problem, "what it said is above; `ray logs` has the rest")
 
 
 def keep_watch(sock: socket.socket) -> None:

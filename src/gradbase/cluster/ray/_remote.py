@@ -1,7 +1,7 @@
 """Pages for a worker on another host: values come and gradients go over the store's wire.
 
-    servant -> caller    Pull(session=number, worker=shard)         values of a shard's pages, as PullReply
-                         Push(session=number, worker=shard, lane)   gradients of a shard's pages, answered by PushReply
+    servant -> a shard    Pull(session=number)          values of the shard's pages, as PullReply
+                          Push(session=number, lane)    gradients of the shard's pages, answered by PushReply
 
 `number` is the servant's own; once it is fenced nothing that it sends gets into the slab.
 """
@@ -36,26 +36,24 @@ class PageServer:
             self._fenced.add(number)
 
     def serve(self, connection: Connection) -> None:
-        while (message := connection.receive()) is not None:
+        while (letter := connection.receive()) is not None:
+            message, shard = letter.message, self._checked(letter.to[1], self._map.layout.shard_count)
             if isinstance(message, Pull):
-                connection.send(self._values(message))
+                connection.send(PullReply(0, message.session, shard, 0, (), self._values(shard), 0))
             elif isinstance(message, Push):
-                self._keep(message)
-                connection.send(PushReply(0, message.session, message.worker, 0, message.lane, 0, True, 0))
+                self._keep(shard, message)
+                connection.send(PushReply(0, message.session, shard, 0, message.lane, 0, True, 0))
             else:
                 raise StoreError(f"a servant sent {type(message).__name__}", "run the same gradbase on all hosts")
 
-    def _values(self, message: Pull) -> PullReply:
-        shard = self._checked(message.worker, self._map.layout.shard_count)
-        blocks = tuple(
+    def _values(self, shard: int) -> tuple[Block, ...]:
+        return tuple(
             Block(page.number, b"", _bytes_of(self._pages.page(self._map.values, page)))
             for page in self._map.layout.of_shard(shard)
         )
-        return PullReply(0, message.session, shard, 0, (), blocks, 0)
 
-    def _keep(self, message: Push) -> None:
+    def _keep(self, shard: int, message: Push) -> None:
         """Put what was pushed into the lane's buffers, unless the servant is out by now."""
-        shard = self._checked(message.worker, self._map.layout.shard_count)
         base = self._map.pushes(self._checked(message.lane, self._map.lanes))
         pages = self._map.layout.of_shard(shard)
         assert isinstance(message.payload, tuple)
@@ -110,7 +108,7 @@ class RemoteMemory:
         for shard in range(self._map.layout.shard_count):
             memory = memoryview(self._pushes)
             blocks = tuple(Block(page.number, b"", _part(memory, page)) for page in self._map.layout.of_shard(shard))
-            self._connection.send(Push(0, shard, self._number, 0, lane, 0, 0, 1, blocks))
+            self._connection.send(Push(0, 0, self._number, 0, lane, 0, 0, 1, blocks), ("shard", shard))
             self._answer(PushReply)
 
     def apply(self, op: int, shard: int, lanes: Sequence[int]) -> None:
@@ -118,7 +116,7 @@ class RemoteMemory:
 
     def fetch(self, shard: int) -> None:
         """Pull a shard's values straight into the model's tensors."""
-        self._connection.send(Pull(0, shard, self._number, 0, None))
+        self._connection.send(Pull(0, 0, self._number, 0, None), ("shard", shard))
         self._answer(PullReply)
 
     def _answer(self, kind: type) -> None:
@@ -129,7 +127,7 @@ class RemoteMemory:
             return _part(memory, pages[key]) if known else None
 
         answer = self._connection.receive(place)
-        if not isinstance(answer, kind):
+        if answer is None or not isinstance(answer.message, kind):
             raise StoreError("the caller has closed the connection for pages", "the job is over, or has to be resumed")
 
 

@@ -174,7 +174,7 @@ class Simulation:
         heap, at = self._heap, self._at
         end_us = self.plan.calm_us + PATIENCE_US
         events = messages = 0
-        while not self._finished:
+        while not self._finished and self.now_us <= end_us:
             now_us, _, address, what = heappop(heap)
             self.now_us = now_us
             events += 1
@@ -192,8 +192,6 @@ class Simulation:
                     self._carry(process, effects)
             if self._zombies:
                 self._give_zombies(address, what)
-            if now_us > end_us:
-                break
         self._counts.events += events
         self._counts.messages += messages
 
@@ -379,12 +377,14 @@ class Simulation:
         machine = process.machine
         if not process.alive or not isinstance(machine, Session):
             return
+        term, seq, lane, batch, values = effect
         count = self.plan.parts
+        effects: list[Effect] = []
         for shard in range(self.job.shards):
-            parts = gradient(self.job, effect.values, effect.batch, shard, count)
-            for part, payload in enumerate(parts):
-                effects = machine.computed(effect.term, effect.seq, effect.lane, shard, part, count, payload)
-                self._carry(process, effects)
+            for part, payload in enumerate(gradient(self.job, values, batch, shard, count)):
+                effects += machine.computed(term, seq, lane, shard, part, count, payload)
+        self._counts.events += self.job.shards * count
+        self._carry(process, effects)
 
     # Faults.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,9 @@ from gradbase.store.checkpoint._safetensors import DataFile
 from gradbase.store.files import Files, is_full
 
 SPARE_BYTES = 256 << 20
+_LOGGER = logging.getLogger(__name__)
 
+GONE = ".gone"
 _PENDING, _BUSY, _SAVED, _TAKEN = range(4)
 
 
@@ -155,20 +158,24 @@ class Checkpointer:
     def retire(self, number: int, *, keep: int = 2) -> None:
         """Let checkpoints older than `number` go, but for the newest `keep` - 1 complete ones of them.
 
-        Only the first of the members does it; `number` must be complete.
+        Only the first of the members does it; `number` must be complete. What cannot be removed is warned of, and tried
+        again the next time: it costs room and nothing else.
         """
         if self.owner != self.members[0]:
             return
-        older = [read_checkpoint(self.files, each) for each in numbers(self.files) if each < number]
-        going = [each for each in older if not each.complete]
-        complete = [each for each in older if each.complete]
-        going += complete[: max(len(complete) - (keep - 1), 0)]
-        going.sort(key=lambda each: each.number)
+        try:
+            self._retire([each for each in numbers(self.files) if each < number], keep)
+        except OSError as error:
+            _LOGGER.warning("checkpoints before %d cannot be removed: %s", number, error)
+
+    def _retire(self, older: Sequence[int], keep: int) -> None:
+        found = [read_checkpoint(self.files, number) for number in older]
+        complete = [each for each in found if each.complete]
+        kept = {each.number for each in complete[max(len(complete) - (keep - 1), 0) :]}
+        going = [each for each in found if each.number not in kept]
         if going and going[-1].complete and not self.files.exists(SPARE):
             self._keep_as_spare(going.pop().path)
-        for each in going:
-            self.files.remove(each.path)
-        self.files.sync_directory(CHECKPOINTS)
+        discard(self.files, [each.path for each in going])
 
     def _keep_as_spare(self, directory: str) -> None:
         """Files that somebody else has open or linked are given up to them."""
@@ -178,7 +185,7 @@ class Checkpointer:
             shared = file.is_shared()
             file.close()
             if shared:
-                self.files.remove(SPARE)
+                discard(self.files, [SPARE])
                 return
 
     def _offset(self, source: Source) -> int:
@@ -392,6 +399,21 @@ class Snapshot:
             f"cannot write checkpoint {number} of {self._owner.owner}: {error.strerror} (errno {error.errno})",
             f"older checkpoints and the log are as they were; {remedy}",
         )
+
+
+def discard(files: Files, directories: Sequence[str]) -> None:
+    """Remove directories of checkpoints. Names go first: one that is half removed must not look like a whole one."""
+    _remove_gone(files)
+    for directory in directories:
+        files.rename(directory, f"{directory}{GONE}")
+    files.sync_directory(CHECKPOINTS)
+    _remove_gone(files)
+
+
+def _remove_gone(files: Files) -> None:
+    for name in files.names(CHECKPOINTS):
+        if name.endswith(GONE):
+            files.remove(f"{CHECKPOINTS}/{name}")
 
 
 def damaged_piece(path: str, offset: int) -> DamageError:

@@ -103,10 +103,15 @@ class MemoryFiles:
         self._note(_Step("rename", old, new))
 
     def remove(self, path: str) -> None:
-        if path in self._names:
+        """File by file, in any order, for so a disk does it: a crash may leave some."""
+        if path not in self._names:
+            return
+        inside = [name for name in self._names if name.startswith(path + "/")]
+        self.dice.shuffle(inside)
+        for name in (*sorted(inside, key=lambda name: -name.count("/")), path):
             self._count()
-            _drop(self._names, path)
-            self._note(_Step("remove", path))
+            _drop(self._names, name)
+            self._note(_Step("remove", name))
 
     def sync_directory(self, path: str) -> None:
         self._count()

@@ -17,7 +17,7 @@ from gradbase.store.log._format import (
 )
 from gradbase.store.log._reader import LogReader, Segment, list_segments, segment_path
 
-SEGMENT_BYTES = 64 << 20
+SEGMENT_BYTES = 16 << 20
 _SPARE = "spare.new"
 _BUFFER_BYTES_MIN = 64 << 10
 

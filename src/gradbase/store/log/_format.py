@@ -16,7 +16,7 @@ PAYLOAD_BYTES_MAX = (1 << 31) - 1
 _SEGMENT = struct.Struct("<8sII16sQI8xI")
 _GROUP = struct.Struct("<4sIQQII")
 _RECORD = struct.Struct("<IIQQIIIHBB")
-_SEGMENT_MAGIC, GROUP_MAGIC = b"GRADBLOG", b"GRUP"
+_SEGMENT_MAGIC, _GROUP_MAGIC = b"GRADBLOG", b"GRUP"
 _RECORD_LEAD = 8  # length and CRC
 
 RECORD_BYTES = _RECORD.size
@@ -105,14 +105,14 @@ class GroupHeader:
         return align_up(GROUP_BYTES + self.nbytes)
 
     def pack(self) -> bytes:
-        body = _GROUP.pack(GROUP_MAGIC, self.count, self.first_lsn, self.nbytes, self.segment_crc, 0)[:-4]
+        body = _GROUP.pack(_GROUP_MAGIC, self.count, self.first_lsn, self.nbytes, self.segment_crc, 0)[:-4]
         return body + struct.pack("<I", zlib.crc32(body))
 
     @staticmethod
     def unpack(data: Buffer, offset: int = 0) -> GroupHeader:
         """Raises Malformed."""
         head = bytes(data[offset : offset + GROUP_BYTES])
-        if len(head) < GROUP_BYTES or head[:4] != GROUP_MAGIC:
+        if len(head) < GROUP_BYTES or head[:4] != _GROUP_MAGIC:
             raise Malformed("no group starts here")
         _, count, first_lsn, nbytes, segment_crc, crc = _GROUP.unpack(head)
         if crc != zlib.crc32(head[:-4]):

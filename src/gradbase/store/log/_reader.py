@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from gradbase.common.errors import DamageError
 from gradbase.store.files import BLOCK_BYTES, File, Files, align_up
 from gradbase.store.log._format import (
     GROUP_BYTES,
-    GROUP_MAGIC,
     GroupHeader,
     Malformed,
     Record,
@@ -127,11 +128,11 @@ class LogReader:
             if following[0].first_lsn != self.next_lsn:
                 raise damage(segment.path, offset, self.next_lsn, why)
             return
-        if _group_behind(file, offset, size, segment.header.crc):
+        end = _end_of_writing(file, offset, size, segment.header.crc)
+        if end is None:
             raise damage(segment.path, offset, self.next_lsn, why)
-        written = _last_written(file, offset, size)
-        if written > offset:
-            self.torn = Torn(segment.path, offset, self.next_lsn, written - offset)
+        if end > offset:
+            self.torn = Torn(segment.path, offset, self.next_lsn, end - offset)
 
 
 def read_group(file: File, offset: int, size: int, segment: SegmentHeader, lsn: int) -> Group:
@@ -171,13 +172,23 @@ def _open_segment(files: Files, path: str) -> Segment:
         file.close()
 
 
-def _group_behind(file: File, offset: int, size: int, segment_crc: int) -> bool:
-    """Whether some block behind `offset` starts with a header of this segment: it was written after what is here."""
-    for _, data in _written(file, offset + BLOCK_BYTES, size):
-        for position in range(0, len(data), BLOCK_BYTES):
-            if data[position : position + 4] == GROUP_MAGIC and _is_header(data, position, segment_crc):
-                return True
-    return False
+def _end_of_writing(file: File, offset: int, size: int, segment_crc: int) -> int | None:
+    """Behind the last block from `offset` on that is not zero.
+
+    None if behind `offset` some block starts with a header of this segment: it was written after what is at `offset`.
+    """
+    end = offset
+    for start, data in _written(file, offset, size):
+        padded = np.frombuffer(data.ljust(align_up(len(data)), b"\0"), np.uint64)
+        blocks = padded.reshape(-1, BLOCK_BYTES // 8)
+        if not padded.any():
+            continue
+        for block in np.flatnonzero(blocks.any(axis=1)).tolist():
+            position = block * BLOCK_BYTES
+            if start + position > offset and _is_header(data, position, segment_crc):
+                return None
+            end = start + position + BLOCK_BYTES
+    return end
 
 
 def _written(file: File, offset: int, size: int) -> Iterator[tuple[int, bytes]]:
@@ -194,12 +205,3 @@ def _is_header(data: bytes, position: int, segment_crc: int) -> bool:
         return GroupHeader.unpack(data, position).segment_crc == segment_crc
     except Malformed:
         return False
-
-
-def _last_written(file: File, offset: int, size: int) -> int:
-    """Where the zeros at the end of the file begin, rounded up to a block; `offset` if there is nothing else."""
-    last = offset
-    for start, data in _written(file, offset, size):
-        if written := data.rstrip(b"\0"):
-            last = start + align_up(len(written))
-    return last

@@ -1,0 +1,347 @@
+"""What durability costs: `python -m benchmarks.store.durability --dir DIR [--json FILE]`.
+
+    logging      a training step with a log record a step, beside the same step without: share of processor time
+    recovery     from the directory of a store to values in memory: open the logs, restore, read what is to be replayed
+    checkpoint   500 MB while a step computes and updates all of it: processor time and stall, beside torch.save
+
+Everything runs on one thread of computing, in rounds; a figure is the median, ratios are taken within a round.
+Processor time is the process's own, the system's part included, so that other programs disturb little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradbase.store.checkpoint import Checkpointer, CheckpointStats, Source, Tensor, data_file
+from gradbase.store.files import DiskFiles, measure_disk
+from gradbase.store.log import (
+    LogReader,
+    LogWriter,
+    StepCosts,
+    checkpoint_interval_us,
+    checkpoint_loss,
+    choose_scheme,
+    from_record,
+    open_log,
+    to_record,
+)
+from gradbase.store.machine.messages import StepRecord
+
+PAGE_BYTES = 1 << 20
+STORE_ID = bytes(16)
+TARGETS = {
+    "logging_share": 0.03,
+    "recovery_s": 1.0,
+    "checkpoint_cpu_s": 0.100,
+    "checkpoint_stall_s": 0.050,
+}
+
+
+class RawUpdates:
+    """Updates that are buffers."""
+
+    def to_bytes(self, update: Any) -> tuple[int, tuple[Any]]:
+        return 1, (update,)
+
+    def from_bytes(self, codec: int, data: memoryview) -> memoryview:
+        return data
+
+
+class State:
+    """Parameters of `nbytes` in pages of 1 MiB, in tensors of 64 MiB and a few small ones, and their checkpointer."""
+
+    def __init__(self, files: DiskFiles, nbytes: int) -> None:
+        self.values: dict[str, torch.Tensor] = {}
+        left = nbytes
+        while left > 0:
+            size = min(left, 64 << 20)
+            self.values[f"weight.{len(self.values)}"] = torch.rand(size // 4)
+            self.values[f"bias.{len(self.values)}"] = torch.rand(1000)
+            left -= size
+        out = data_file(
+            "parameters.safetensors", [Tensor(k, "float32", tuple(v.shape)) for k, v in self.values.items()]
+        )
+        self.sources = list(self._sources())
+        self.checkpointer = Checkpointer(
+            files, "shard-0000", ["shard-0000"], [out], self.sources, spare_bytes=nbytes + PAGE_BYTES
+        )
+
+    def _sources(self) -> Iterator[Source]:
+        key = 0
+        for name, value in self.values.items():
+            flat = value.numpy().view(np.uint8)
+            for start in range(0, len(flat), PAGE_BYTES):
+                yield Source("parameters.safetensors", name, start, flat[start : start + PAGE_BYTES], key)
+                key += 1
+
+    def update(self) -> tuple[float, float]:
+        """Change every page, as an optimizer does; seconds, and processor time, that announcing it took."""
+        stall_s = cpu_s = 0.0
+        for source in self.sources:
+            start, start_cpu = time.perf_counter(), time.thread_time()
+            self.checkpointer.before_overwrite((source.key,))
+            cpu_s += time.thread_time() - start_cpu
+            stall_s += time.perf_counter() - start
+            torch.from_numpy(source.memory.view(np.float32)).mul_(0.999)
+        return stall_s, cpu_s
+
+
+def measure_logging(directory: Path, rounds: int, steps: int, width: int) -> dict[str, Any]:
+    """Steps of an MLP with one command record each (the default under bsp), and with the whole gradient logged."""
+    step, gradient = _mlp_step(width)
+    step()
+    times: dict[str, list[float]] = {"none": [], "command": [], "physical": []}
+    for number in range(rounds):
+        for scheme in times:
+            times[scheme].append(_logged_steps(directory / f"{scheme}{number}", scheme, steps, step, gradient))
+    command = [with_log / without - 1 for with_log, without in zip(times["command"], times["none"], strict=True)]
+    physical = [with_log / without - 1 for with_log, without in zip(times["physical"], times["none"], strict=True)]
+    return {
+        "step_cpu_s": statistics.median(times["none"]),
+        "update_bytes": gradient.nbytes,
+        "command_share": statistics.median(command),
+        "physical_share": statistics.median(physical),
+        "command_record_us": _record_us(directory / "records"),
+    }
+
+
+def _mlp_step(width: int) -> tuple[Callable[[], None], np.ndarray]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(width, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, 10),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batch, labels = torch.randn(64, width), torch.randint(0, 10, (64,))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(batch), labels).backward()
+        optimizer.step()
+
+    return step, np.zeros(sum(p.numel() for p in model.parameters()), np.float32)
+
+
+def _logged_steps(directory: Path, scheme: str, steps: int, step: Callable[[], None], gradient: np.ndarray) -> float:
+    """Processor seconds a step."""
+    if scheme == "none":
+        return _cpu_s(lambda: [step() for _ in range(steps)]) / steps
+    update = gradient if scheme == "physical" else None
+    appender, _ = open_log(DiskFiles(directory), "log/0", store_id=STORE_ID, shard=0)
+
+    def logged() -> None:
+        for number in range(steps):
+            step()
+            content = StepRecord(number + 1, 1, 1, number, (2 * number, 2 * number + 1), 0, update)
+            log.append(to_record(content, RawUpdates()))
+            log.sync(number + 1)
+        log.wait(steps)
+
+    with LogWriter(appender) as log:
+        seconds = _cpu_s(logged)
+    shutil.rmtree(directory)
+    return seconds / steps
+
+
+def _record_us(directory: Path, records: int = 2000) -> float:
+    """Processor time of one command record, made durable before the next is appended."""
+    appender, _ = open_log(DiskFiles(directory), "log/0", store_id=STORE_ID, shard=0)
+
+    def append() -> None:
+        for number in range(records):
+            log.append(to_record(StepRecord(number + 1, 1, 1, number, (number,), 0, None), RawUpdates()))
+            log.wait(number + 1)
+
+    with LogWriter(appender) as log:
+        seconds = _cpu_s(append)
+    shutil.rmtree(directory)
+    return seconds / records * 1e6
+
+
+def measure_recovery(directory: Path, rounds: int, nbytes: int) -> dict[str, Any]:
+    """A store of `nbytes` with a hundred command records to replay, and with ten updates of a tenth of its size."""
+    results = {}
+    for scheme, records, update in (("command", 100, None), ("physical", 10, np.zeros(nbytes // 10, np.uint8))):
+        root = directory / f"recovery-{scheme}"
+        _write_store(root, nbytes, records, update)
+        times = [_recovered_s(root, nbytes, records) for _ in range(rounds)]
+        results[scheme] = {
+            "restore_s": statistics.median(t[0] for t in times),
+            "read_log_s": statistics.median(t[1] for t in times),
+        }
+        shutil.rmtree(root)
+    return results
+
+
+def _write_store(root: Path, nbytes: int, records: int, update: np.ndarray | None) -> None:
+    files = DiskFiles(root)
+    State(files, nbytes).checkpointer.snapshot().write(1, {"lsn": 0})
+    with open_log(files, "log/0", store_id=STORE_ID, shard=0)[0] as log:
+        for number in range(records):
+            log.append([to_record(StepRecord(number + 1, 1, 1, number, (number,), 0, update), RawUpdates())])
+
+
+def _recovered_s(root: Path, nbytes: int, records: int) -> tuple[float, float]:
+    """Seconds to open the log and have the values in memory, and to read the records behind the checkpoint."""
+    files = DiskFiles(root)
+    state = State(files, nbytes)  # a process that comes up has its memory before it reads
+    start = time.perf_counter()
+    with open_log(files, "log/0", store_id=STORE_ID, shard=0)[0]:
+        state.checkpointer.restore(1)
+        restored = time.perf_counter()
+        found = [from_record(record, RawUpdates()) for record in LogReader(files, "log/0")]
+        assert len(found) == records
+        return restored - start, time.perf_counter() - restored
+
+
+def measure_checkpoint(directory: Path, rounds: int, nbytes: int, compute_s: float) -> dict[str, Any]:
+    """Checkpoints of all pages, each changed since the last, beside `compute_s` of computing and an update of all."""
+    files = DiskFiles(directory / "checkpoints")
+    state = State(files, nbytes)
+    matrix = torch.rand(512, 512)
+    rows = []
+    for number in range(1, rounds + 3):
+        row = _checkpointed(state, number, matrix, compute_s)
+        state.checkpointer.retire(number, keep=1)
+        row["torch_save_cpu_s"], row["torch_save_s"] = _torch_save(directory / "saved.pt", state.values)
+        rows.append(row)
+    rows = rows[2:]  # the first two make the files that the others write again
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]} | {"nbytes": nbytes}
+
+
+def _checkpointed(state: State, number: int, matrix: torch.Tensor, compute_s: float) -> dict[str, float]:
+    """One checkpoint beside a step. Its processor time: its thread's, and what it took of the training thread's."""
+    done: list[tuple[CheckpointStats, float]] = []
+
+    def write() -> None:
+        before = time.thread_time()
+        stats = snapshot.write(number, {"lsn": number})
+        done.append((stats, time.thread_time() - before))
+
+    start, start_cpu = time.perf_counter(), time.thread_time()
+    snapshot = state.checkpointer.snapshot()
+    thread = threading.Thread(target=write)
+    thread.start()
+    stall_s, cpu_s = time.perf_counter() - start, time.thread_time() - start_cpu
+    until = time.perf_counter() + compute_s
+    while time.perf_counter() < until:
+        torch.mm(matrix, matrix)
+    held_s, held_cpu_s = state.update()
+    thread.join()
+    stats, writer_s = done[0]
+    return {
+        "cpu_s": cpu_s + held_cpu_s + writer_s,
+        "stall_s": stall_s + held_s,
+        "wall_s": stats.wall_us / 1e6,
+        "saved_bytes": stats.saved_bytes,
+        "written_bytes": stats.written_bytes,
+    }
+
+
+def _torch_save(path: Path, values: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Processor time, and time for which training stands still, of torch.save and an fsync."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    torch.save(values, path)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    seconds = time.process_time() - start_cpu, time.perf_counter() - start
+    path.unlink()
+    return seconds
+
+
+def _cpu_s(action: Callable[[], object]) -> float:
+    """Processor time of this process, all threads and the system's part included."""
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def report(results: dict[str, Any]) -> str:
+    """A line a figure: measured, and what it is to be."""
+    logging, recovery, checkpoint = results["logging"], results["recovery"], results["checkpoint"]
+    torch_ratio = checkpoint["torch_save_cpu_s"] / checkpoint["cpu_s"]
+    lines = [
+        f"disk: {results['disk']}",
+        f"logging, command records: {logging['command_share']:+.1%} of a step's processor time "
+        f"({logging['command_record_us']:.0f} µs a durable record of {logging['step_cpu_s'] * 1e3:.1f} ms a step; "
+        f"at most {TARGETS['logging_share']:.0%})",
+        f"logging, whole updates of {logging['update_bytes'] / 1e6:.0f} MB: {logging['physical_share']:+.1%}",
+        f"scheme: {results['scheme']}",
+        f"recovery: {recovery['command']['restore_s']:.2f} s (at most {TARGETS['recovery_s']:.0f} s), then the log: "
+        f"commands {recovery['command']['read_log_s']:.2f} s, updates {recovery['physical']['read_log_s']:.2f} s",
+        f"checkpoint of {checkpoint['nbytes'] / 1e6:.0f} MB: processor {checkpoint['cpu_s'] * 1e3:.0f} ms (at most "
+        f"{TARGETS['checkpoint_cpu_s'] * 1e3:.0f}), stall {checkpoint['stall_s'] * 1e3:.0f} ms (at most "
+        f"{TARGETS['checkpoint_stall_s'] * 1e3:.0f}), on the disk after {checkpoint['wall_s'] * 1e3:.0f} ms",
+        f"torch.save: processor {checkpoint['torch_save_cpu_s'] * 1e3:.0f} ms, {torch_ratio:.1f} times; stall "
+        f"{checkpoint['torch_save_s'] * 1e3:.0f} ms, {checkpoint['torch_save_s'] / checkpoint['stall_s']:.0f} times",
+        f"interval: {results['interval']}",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="durability-", dir=arguments.dir) as folder:
+        results = _measure(Path(folder), arguments)
+    print(report(results))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    disk = measure_disk(DiskFiles(folder))
+    logging = measure_logging(folder, arguments.rounds, arguments.steps, arguments.width)
+    costs = StepCosts(
+        step_us=logging["step_cpu_s"] * 1e6,
+        update_bytes=logging["update_bytes"],
+        pack_us=max(logging["physical_share"], 0) * logging["step_cpu_s"] * 1e6,
+        apply_us=logging["step_cpu_s"] * 1e5,
+    )
+    checkpoint = measure_checkpoint(folder, arguments.rounds, arguments.nbytes, arguments.compute_s)
+    mtbf_us = 3.6e9
+    interval_us = checkpoint_interval_us(checkpoint["cpu_s"] * 1e6, mtbf_us)
+    loss = checkpoint_loss(interval_us, checkpoint["cpu_s"] * 1e6, mtbf_us)
+    choice = choose_scheme(costs, disk, consistency="bsp", mtbf_us=mtbf_us, interval_steps=interval_us / costs.step_us)
+    return {
+        "disk": f"{disk.bytes_per_us:.0f} MB/s, a durable block in {disk.sync_us:.0f} µs ({disk.mode})",
+        "logging": logging,
+        "scheme": choice.reason,
+        "recovery": measure_recovery(folder, arguments.rounds, arguments.recovery_nbytes),
+        "checkpoint": checkpoint,
+        "interval": f"every {interval_us / 1e6:.1f} s at one failure an hour, {loss:.2%} of the time lost",
+        "targets": TARGETS,
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.store.durability", description=__doc__.split("\n")[0])
+    parser.add_argument("--dir", type=Path, help="a directory on the disk to measure (default: the temporary one)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60, help="steps of a logging measurement")
+    parser.add_argument("--width", type=int, default=1000, help="of the MLP that logs")
+    parser.add_argument("--nbytes", type=int, default=500_000_000, help="of the checkpoint")
+    parser.add_argument("--recovery-nbytes", type=int, default=100_000_000, help="of the recovered store")
+    parser.add_argument("--compute-s", type=float, default=0.4, help="forward and backward pass beside a checkpoint")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -75,9 +75,20 @@ def detect(model: Model, fitted: Fit, weight: Floats) -> Copying:
     position = np.cumsum(kept) - 1
     own_rate = rate[pair[used]]
     copied = own_rate / (own_rate + (1 - own_rate) * same.chance[used])
-    return Copying(
-        copier[kept], original[kept], evidence[kept], rate[kept], shared[kept], agreed[kept], same.copying[used], copied
-    ) if len(position) else nothing_copied()
+    return (
+        Copying(
+            copier[kept],
+            original[kept],
+            evidence[kept],
+            rate[kept],
+            shared[kept],
+            agreed[kept],
+            same.copying[used],
+            copied,
+        )
+        if len(position)
+        else nothing_copied()
+    )
 
 
 def nothing_copied() -> Copying:

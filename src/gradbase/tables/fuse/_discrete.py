@@ -22,8 +22,8 @@ from gradbase.tables.fuse._problem import Problem
 from gradbase.tables.fuse._relations import EXACT, OTHER, RELATIONS, Pairs
 from gradbase.tables.fuse._types import Bools, Floats, Ints
 
-DOMAIN = 100.0  # false values an item has beside the claimed ones, as in ACCU
-UNCLAIMED = 10.0  # values that nobody claimed and that may be true
+DOMAIN = 100.0  # false values that an item may have, as in ACCU; no more than its attribute has at all
+UNCLAIMED = 0.1  # what a value of an open domain weighs that nobody claimed
 STRENGTH = 4.0  # claims that a profile's prior is worth
 LIFT_STRENGTH = 2.0  # claims that "no lift" is worth
 BASE = np.array([0.60, 0.15, 0.05, 0.05, 0.15])  # the first guess at the mean profile
@@ -75,8 +75,25 @@ class Model:
 
     @property
     def log_domain(self) -> Floats:
-        """(items,)"""
-        return np.log(DOMAIN + np.bincount(self.problem.candidate_item, minlength=self.problem.items))
+        """(items,) of the number of values that a false claim may be of."""
+        vocabulary = self.problem.vocabulary
+        return np.log(np.where(vocabulary > DOMAIN, DOMAIN + self._claimed, np.maximum(vocabulary - 1, 1)))
+
+    @property
+    def log_rest(self) -> Floats:
+        """(items,) of the number of values of the domain that nobody claimed, at least one."""
+        vocabulary = self.problem.vocabulary
+        return np.log(np.where(vocabulary > DOMAIN, DOMAIN, np.maximum(vocabulary - self._claimed, 1)))
+
+    @property
+    def log_unclaimed(self) -> Floats:
+        """(items,) what those weigh together, where a claimed value weighs one before its claims. The values of a
+        small vocabulary weigh alike; of an open domain, what is claimed at all is likelier from the start."""
+        return np.where(self.problem.vocabulary > DOMAIN, np.log(UNCLAIMED), 0.0) + self.log_rest
+
+    @property
+    def _claimed(self) -> Ints:
+        return np.bincount(self.problem.candidate_item, minlength=self.problem.items)
 
 
 @dataclass(frozen=True)
@@ -148,7 +165,7 @@ def scores(model: Model, profile: Floats, lift: Floats, weight: Floats) -> Float
 def posterior(model: Model, score: Floats, sharpness: float = 1.0) -> tuple[Floats, Floats]:
     """Probabilities of the candidates and, per item, of a value that nobody claimed."""
     problem = model.problem
-    unclaimed = np.full(problem.items, np.log(UNCLAIMED))
+    unclaimed = model.log_unclaimed
     top = unclaimed.copy()
     np.maximum.at(top, problem.candidate_item, score)
     raised = np.exp(sharpness * (score - top[problem.candidate_item]))
@@ -202,9 +219,7 @@ def _lifts(problem: Problem, profile: Floats, probability: Floats, weight: Float
     return np.log(for_right / for_wrong)
 
 
-def predict(
-    model: Model, fitted: Fit, held: Bools, sharpness: float = 1.0, beliefs: Floats | None = None
-) -> Floats:
+def predict(model: Model, fitted: Fit, held: Bools, sharpness: float = 1.0, beliefs: Floats | None = None) -> Floats:
     """(held claims,) log probability of claims, from the truths that the others gave.
 
     A value that only held claims have is no candidate: it is one of the domain that nobody claimed. `beliefs` (links,)
@@ -221,7 +236,7 @@ def predict(
     believed = probability[true] if beliefs is None else alive[true] * beliefs[used]
     related = fitted.profile[problem.source[claim], links.relation[used]] * np.exp(links.choices[used])
     extra = np.bincount(claim, believed * (related - other[claim]), problem.claims)
-    novel = ~alive[problem.candidate] * unclaimed[item] * exact * np.exp(-log_domain[item])
+    novel = ~alive[problem.candidate] * unclaimed[item] * exact * np.exp(-model.log_rest[item])
     return np.log(np.maximum(other + extra + novel, 1e-12))[held]
 
 

@@ -18,10 +18,10 @@ from gradbase.compiled import compile as compile_step
 from gradbase.tables.fuse._relations import EXACT, RELATIONS
 from gradbase.tables.fuse._types import Bools, Floats
 
-FOLDS = 3
+FOLDS = 2
 _WIDTH = 16
-_STEPS = 150
-_LEARNING_RATE = 0.02
+_STEPS = 60
+_LEARNING_RATE = 0.05
 _DECAY = 0.02
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

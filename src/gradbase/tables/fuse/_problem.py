@@ -31,6 +31,7 @@ class Problem:
     weight: its confidence, 1 where unknown, shared among the times at which its source repeats it.
     draw: (claims,) in [0, 1), a fixed random number that depends on content only.
     cell: one number per (source, attribute, key).
+    vocabulary: (items,) how many different values the item's attribute has over all items.
     """
 
     row: Ints
@@ -46,6 +47,7 @@ class Problem:
     value: Objects
     object: Ints  # (items,)
     attribute: Ints  # (items,)
+    vocabulary: Ints
     sources: int
     kinds: Mapping[int, Kind] = field(repr=False)
 
@@ -80,6 +82,7 @@ class Problem:
             value=self.value[candidates],
             object=self.object[kept],
             attribute=self.attribute[kept],
+            vocabulary=self.vocabulary[kept],
         )
 
     def per_candidate(self, amounts: Floats | None = None) -> Floats:
@@ -176,6 +179,9 @@ def build(claims: Claims, kinds: Mapping[int, Kind], keys: Keys, rows: Ints) -> 
         value=keys.value[candidates % max(1, len(keys.key))],
         object=item_names // len(claims.attribute_names),
         attribute=item_names % len(claims.attribute_names),
+        vocabulary=_vocabulary(claims.attribute[rows], code, len(claims.attribute_names))[
+            item_names % len(claims.attribute_names)
+        ],
         sources=len(claims.source_names),
         kinds=kinds,
     )
@@ -186,6 +192,12 @@ def _columns(claims: Claims, keys: Keys, rows: Ints) -> tuple[Ints, Ints, Ints, 
     item = claims.object[rows] * len(claims.attribute_names) + claims.attribute[rows]
     time = np.full(len(rows), _UNDATED) if claims.time is None else np.nan_to_num(claims.time[rows], nan=_UNDATED)
     return item, claims.source[rows], keys.code[rows], time
+
+
+def _vocabulary(attribute: Ints, code: Ints, attributes: int) -> Ints:
+    """(attributes,) how many different values are claimed of each."""
+    _, first = np.unique(code, return_index=True)
+    return np.bincount(attribute[first], minlength=attributes)
 
 
 def _confidence(claims: Claims, rows: Ints) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradbase.tables.fuse._choose import Solution
-from gradbase.tables.fuse._discrete import STRENGTH, UNCLAIMED, contributions, posterior
+from gradbase.tables.fuse._discrete import STRENGTH, contributions, posterior
 from gradbase.tables.fuse._gates import Gate
 from gradbase.tables.fuse._history import best_of_chains, gains, last_beliefs
 from gradbase.tables.fuse._measured import Estimate, Measurements, interval_factor, quality
@@ -143,7 +143,7 @@ def _claim_odds(solution: Solution, decision: Decision) -> Floats:
 def _prior_odds(solution: Solution, decision: Decision) -> Floats:
     """(items,) what was known before any claim."""
     alone, evidence = decision.second < 0, solution.model.evidence
-    before = np.where(alone, -np.log(UNCLAIMED), 0.0)
+    before = np.where(alone, -solution.model.log_unclaimed, 0.0)
     if evidence is not None:
         before += evidence[decision.best] - np.where(alone, 0.0, evidence[decision.second])
     return solution.sharpness * before
@@ -207,9 +207,7 @@ def copies(solution: Solution) -> Table:
 # -- measured truths
 
 
-def measured_truths(
-    problem: Problem, found: Estimate, data: Measurements, level: float, counted: Ints
-) -> Table:
+def measured_truths(problem: Problem, found: Estimate, data: Measurements, level: float, counted: Ints) -> Table:
     """The estimate with its interval; the runner-up is the plain mean of the claims."""
     mean, odds = _against_mean(found, data)
     half = interval_factor(level) * found.error

@@ -1,0 +1,73 @@
+"""Measured numbers: bias, scale, units, gross errors, intervals, reasons."""
+
+import numpy as np
+import pytest
+
+from gradbase.tables.fuse import AttributeOptions, Claims, infer
+from tests.tables.fuse.worlds import World, mean_error, mean_error_of_means, odds_left_unexplained, readings
+
+MEASURED = {"x": AttributeOptions(kind="measure")}
+
+
+def by_source(claims: Claims, table: dict[str, np.ndarray], column: str, sources: int) -> np.ndarray:
+    found = {claims.source_names[s]: value for s, value in zip(table["source"], table[column], strict=True)}
+    return np.array([found[f"s{i}"] for i in range(sources)])
+
+
+def test_noisy_sources_count_less() -> None:
+    world, _, _ = readings(seed=1)
+    claims = world.claims()
+    result = infer(claims)
+    assert result.kinds == {"x": "measure"}
+    assert mean_error(world, claims, result) < 0.8 * mean_error_of_means(world)
+
+
+def test_bias_is_taken_off() -> None:
+    world, bias, _ = readings(bias=8.0, seed=2)
+    claims = world.claims()
+    result = infer(claims)
+    assert np.corrcoef(by_source(claims, result.sources, "bias", 12), bias)[0, 1] > 0.95
+    assert mean_error(world, claims, result) < 0.7 * mean_error_of_means(world)
+
+
+def test_scale_is_taken_back() -> None:
+    world, _, scale = readings(scale=0.3, seed=3)
+    claims = world.claims()
+    result = infer(claims)
+    assert np.corrcoef(by_source(claims, result.sources, "scale", 12), scale)[0, 1] > 0.95
+    assert mean_error(world, claims, result) < 0.5 * mean_error_of_means(world)
+
+
+def test_units_and_gross_errors() -> None:
+    world, _, _ = readings(seed=4)
+    random = np.random.default_rng(0)
+    for i, (o, a, s, value, t) in enumerate(world.rows):
+        wrong = 1e5 if random.random() < 0.01 else 1.0
+        world.rows[i] = (o, a, s, value * (0.001 if s == "s2" else wrong), t)
+    claims = world.claims()
+    result = infer(claims, attributes=MEASURED)
+    assert by_source(claims, result.sources, "scale", 12)[2] == pytest.approx(0.001, rel=0.1)
+    assert mean_error(world, claims, result) < 3.0 < 0.1 * mean_error_of_means(world)
+
+
+def test_intervals_hold_the_truth() -> None:
+    world, _, _ = readings(items=300, seed=5)
+    claims = world.claims()
+    truths = infer(claims).truths
+    true = np.array([world.truth[claims.object_names[o]] for o in truths["object"]])
+    assert 0.88 < np.mean((truths["low"] <= true) & (true <= truths["high"])) <= 1.0
+
+
+@pytest.mark.parametrize("shape", [{}, {"bias": 5.0}, {"scale": 0.4}])
+def test_reasons_sum_to_the_decision(shape: dict[str, float]) -> None:
+    world, _, _ = readings(items=60, seed=6, **shape)
+    result = infer(world.claims(), attributes=MEASURED)
+    assert odds_left_unexplained(result) < 1e-6 * max(1.0, float(np.abs(result.why["log_odds"]).max()))
+
+
+def test_equal_claims_and_text_among_numbers() -> None:
+    world = World(
+        [("o", "x", "a", 3, np.nan), ("o", "x", "b", 3.0, np.nan), ("o", "x", "c", "n/a", np.nan)], {"o": 3.0}
+    )
+    truths = infer(world.claims(), attributes=MEASURED).truths
+    assert truths["value"].tolist() == [3.0] and truths["claims"].tolist() == [2]

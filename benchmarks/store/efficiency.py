@@ -2,11 +2,11 @@
 
     python -m benchmarks.store.efficiency [--models mlp,transformer,wide] [--modes ...] [--rounds 3] [--out FILE.json]
 
-Modes, each of 2 workers with 1 thread: `local` (gradbase, bsp), `ray` (gradbase's Ray engine), `independent` (two processes
-that share nothing: the ceiling, as cores share caches and memory), `ddp` (DistributedDataParallel on gloo), `ray-example`
-(the synchronous parameter server of Ray's documentation). Every round runs `single` and then each mode; the efficiency of a
-round is that of neighbours in time, and the median over rounds is reported. CPU time is user and system time of
-all processes of the mode between the first and the last step counted, so start-up is not in it.
+Modes, each of 2 workers with 1 thread: `local` (gradbase, bsp), `ray` (gradbase's Ray engine), `independent` (two
+processes that share nothing: the ceiling, as cores share caches and memory), `ddp` (DistributedDataParallel on gloo),
+`ray-example` (the synchronous parameter server of Ray's documentation). Every round runs `single` and then each mode;
+the efficiency of a round is that of neighbours in time, and the median over rounds is reported. CPU time is user and
+system time of all processes of the mode between the first and the last step counted, so start-up is not in it.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def measure(name: str, modes: Sequence[str], rounds: int) -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{found['model']}: {found['nbytes'] / 1e6:.1f} MB, {statistics.median(found['single_cpu_s']) * 1e3:.1f} ms a step"
+    step_ms = statistics.median(found["single_cpu_s"]) * 1e3
+    yield f"{found['model']}: {found['nbytes'] / 1e6:.1f} MB, {step_ms:.1f} ms a step"
     for mode, values in found["efficiency"].items():
         target = TARGETS.get(mode, {}).get(found["model"])
         wanted = f"   target {target:.2f}" if target else ""

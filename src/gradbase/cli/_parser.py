@@ -84,7 +84,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several workers, and a store of parameters that outlives them")
     group.add_argument("--workers", type=_positive, metavar="N", help="processes that compute gradients")
-    group.add_argument("--consistency", metavar="LEVEL", help="bsp, ssp:S (S steps apart at most) or asp (default: bsp)")
+    group.add_argument("--consistency", metavar="LEVEL", help="bsp, ssp:S (S steps apart) or asp (default: bsp)")
     group.add_argument("--durability", choices=_DURABILITIES, help="what survives (default: none, with --store wal)")
     group.add_argument("--store", type=Path, metavar="DIR", help="where the log and checkpoints go")
     group.add_argument("--resume", action="store_true", help="go on where the store in --store stands")

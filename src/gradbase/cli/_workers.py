@@ -88,7 +88,8 @@ class Builder:
             ("accumulate", recipe.accumulate != 1, "with N workers an update already has the gradients of N batches"),
         ):
             if value:
-                raise UsageError(f"{name} of {recipe.path} cannot be had with --workers", remedy, "leave one of them out")
+                problem = f"{name} of {recipe.path} cannot be had with --workers"
+                raise UsageError(problem, remedy, "leave one of them out")
 
         def loss(model: Any, batch: Any) -> Any:
             with recipe.blamed("a step"):
@@ -134,7 +135,8 @@ def _check_options(arguments: argparse.Namespace, durability: str) -> None:
     for name in _ALONE:
         if getattr(arguments, name):
             option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} is about one plan, and --workers makes one for every process", f"leave {option} out")
+            problem = f"{option} is about one plan, and --workers makes one for every process"
+            raise UsageError(problem, f"leave {option} out")
     if durability != "none" and arguments.store is None:
         raise UsageError(f"--durability {durability} needs a directory", "say --store DIR")
     if durability == "none" and arguments.store is not None:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradbase.store.machine.consistency import Consistency, Durability, Job
+from gradbase.store.machine.consistency import Consistency, Durability, Job, Limits, Logging
 
 if TYPE_CHECKING:
     from torch import nn
 
     from gradbase.cluster.worker import Recipe
 
+# Messages of machines that share a process are never lost, so they are repeated rarely; processes are watched directly.
+LIMITS = Limits(retry_us=200_000, retry_us_max=2_000_000, beat_us=500_000, silence_us_max=60_000_000)
 STEPS_UNKNOWN = 1 << 40  # bsp, for a stream that does not say how long it is: until it ends
 
 
@@ -24,6 +26,7 @@ class Request:
     steps: updates under bsp, each from one micro-batch of every worker; under ssp and asp as many batches are used one
     by one. None: until the stream ends. threads: of torch, in every worker; the bits of a sum may depend on them.
     memory: a budget for each worker's step, as `gradbase.compile` takes it; None computes as plain torch does.
+    lanes: micro-batches of a step, as many as workers unless said. logging: None chooses what is cheapest to keep.
     """
 
     build: Callable[[], Recipe]
@@ -36,23 +39,31 @@ class Request:
     resume: bool = False
     threads: int = 1
     memory: str | int | None = None
+    lanes: int | None = None
+    logging: Logging | None = None
 
     @property
     def shared(self) -> bool:
         """Whether models are views of the slab: nobody computes while values change, under bsp alone."""
         return self.consistency == "bsp"
 
+    @property
+    def lane_count(self) -> int:
+        return self.lanes or self.workers
+
     def job(self, steps: int, seed: int) -> Job:
-        """The job as its machines see it: as many shards as workers, since each process serves one."""
+        """The job as its machines see it: as many shards as lanes, since each process serves one."""
         return Job(
-            lanes=self.workers,
-            shards=self.workers,
+            lanes=self.lane_count,
+            shards=self.lane_count,
             steps=steps,
             consistency=self.consistency,
             staleness_steps=self.staleness_steps,
             durability=self.durability,
-            logging="command" if self.consistency == "bsp" else "physical",
+            logging=self.logging or ("command" if self.consistency == "bsp" else "physical"),
+            workers_max=max(2 * self.lane_count, self.workers + 1),
             seed=seed,
+            limits=LIMITS,
         )
 
 

@@ -1,8 +1,9 @@
 """The order in which a shard's pages are read and written, when those who read and write are other processes.
 
-A shard's machine thinks that `apply` and `read` happen when it calls them. Here they are put into the shard's queue, in
-that order, and carried out by servants: an update alone, fetches side by side. So a reader gets exactly the updates that
-the machine counted when it answered, and a shard of which one process holds the pages needs no process of its own.
+A shard's machine thinks that `apply` and `read` happen when it calls them. Here they are put into the shard's queue,
+in that order, and carried out by servants: an update alone, fetches side by side. So a reader gets exactly the
+updates that the machine counted when it answered, and a shard of which one process holds the pages needs no process
+of its own.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Operations:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a worker pushed: it lies in this lane's buffers of the slab. No lane: a batch that the stream did not have."""
+    """What a worker pushed: it lies in this lane's buffers of the slab. No lane: the stream had no such batch."""
 
     lane: int | None
     worker: int
@@ -99,7 +100,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Logged:
-    """An update as a log kept it: the gradients of the shard's pages, one after the other."""
+    """An update as a log kept it: of each of its lanes the gradients of the shard's pages, one after the other."""
 
     data: memoryview
 
@@ -115,8 +116,8 @@ class Reading:
 class ShardPages:
     """The `Pages` of one shard, as its machine sees them.
 
-    With `copies` every reader has parameters of its own and a read is a fetch; else models are views of the slab, nobody
-    computes while an update runs, and a read is done when the updates before it are.
+    With `copies` every reader has parameters of its own and a read is a fetch; else models are views of the slab,
+    nobody computes while an update runs, and a read is done when the updates before it are.
     """
 
     def __init__(self, operations: Operations, shard: int, replay: Callable[[int, memoryview], None]) -> None:
@@ -129,17 +130,16 @@ class ShardPages:
             return Reading(self._shard, self._operations.put(self._shard, "fetch"))
         return Reading(self._shard, self._operations.last(self._shard))
 
-    def reduce(self, lanes: Sequence[tuple[object, ...]]) -> Update:
+    def reduce(self, lanes: Sequence[tuple[object, ...]]) -> Update | None:
         found = [part for parts in lanes for part in parts if isinstance(part, Pushed)]
         given = tuple(part.lane for part in found if part.lane is not None)
-        return Update(self._shard, given, found[0].worker if len(found) == 1 else None)
+        return Update(self._shard, given, found[0].worker if len(found) == 1 else None) if given else None
 
     def apply(self, update: object) -> None:
         if isinstance(update, Logged):
             self._replay(self._shard, update.data)  # nobody works yet: the job is being resumed
-            return
-        assert isinstance(update, Update)
-        if update.lanes:
+        elif update is not None:
+            assert isinstance(update, Update)
             self._operations.put(self._shard, "apply", lanes=update.lanes, worker=update.worker)
 
     def snapshot(self) -> Operation:

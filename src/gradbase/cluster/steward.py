@@ -1,9 +1,9 @@
 """The steward: runs every machine of a job in one thread, and has servants move the bytes.
 
-Machines decide: the shards, a session for every worker, the coordinator. Their messages to each other are delivered here,
-from a queue; what they ask for becomes short commands to the servants (`servant.py`). A servant that dies takes no
-machine with it: its session is given up, the coordinator is told and begins a new term, and what it was applying is
-completed by another. So every process may be killed but the one the steward is in, after which the job is resumed.
+Machines decide: the shards, a session for every worker, the coordinator. Their messages to each other are delivered
+here, from a queue; what they ask for becomes short commands to the servants (`servant.py`). A servant that dies takes
+no machine with it: its session is given up, the coordinator is told and begins a new term, and what it was applying
+is completed by another. So every process may be killed but the one the steward is in, after which the job is resumed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from gradbase.cluster.operations import Operation, Operations, Pushed, Reading, 
 from gradbase.cluster.storage import Events
 from gradbase.common.errors import GradbaseError, StepError
 from gradbase.store.log import DiskFullError
+from gradbase.store.machine import Notes, new_coordinator, new_session, new_shard
 from gradbase.store.machine import messages as m
-from gradbase.store.machine import new_coordinator, new_session, new_shard
 from gradbase.store.machine.consistency import Job
 
 TICK_S = 0.05
@@ -119,9 +119,10 @@ def _nothing_to_replay(shard: int, data: memoryview) -> None:
 
 class Steward:
     """Runs `job` over `storage`. `copies`: every reader has parameters of its own, and a read fetches them.
+    `expected`: so many servants are waited for before the first term begins.
 
-    `spawn` asks for one more servant; it, `watch` (now and then, for every worker), `on_report` and `on_lost` are called on
-    the steward's thread. All other threads use `call`, `stop`, `abort` and `join` alone.
+    `spawn` asks for one more servant; it, `watch` (now and then, for every worker), `on_report` and `on_lost` are
+    called on the steward's thread. All other threads use `call`, `stop`, `abort` and `join` alone.
     """
 
     def __init__(
@@ -130,6 +131,8 @@ class Steward:
         storage: Storage,
         *,
         copies: bool,
+        expected: int,
+        note: Notes | None = None,
         spawn: Callable[[], None],
         replay: Callable[[int, memoryview], None] = _nothing_to_replay,
         on_warning: Callable[[str], None] = lambda text: None,
@@ -138,13 +141,13 @@ class Steward:
         on_lost: Callable[[Worker], None] = lambda worker: None,
     ) -> None:
         self.job = job
-        self._storage = storage
+        self._storage, self._expected, self._note = storage, expected, note
         storage.listen(Events(self._synced, self._log_failed, self._checkpointed, on_warning))
         self._on_warning = on_warning
         self._spawn, self._watch, self._on_report, self._on_lost = spawn, watch, on_report, on_lost
         self.operations = Operations(job.shards, copies=copies)
-        self.coordinator = new_coordinator(job)
-        self.shards = [new_shard(job, k, ShardPages(self.operations, k, replay)) for k in range(job.shards)]
+        self.coordinator = new_coordinator(job, note)
+        self.shards = [new_shard(job, k, ShardPages(self.operations, k, replay), note) for k in range(job.shards)]
         self.workers: dict[int, Worker] = {}
         self._arriving: set[Worker] = set()
         self._ready: list[Worker] = []
@@ -388,7 +391,7 @@ class Steward:
         """The first ones wait for each other, so that the first term has them all."""
         self._arriving.discard(worker)
         self._ready.append(worker)
-        if self._under_way or len(self._ready) == self.job.lanes:
+        if self._under_way or len(self._ready) == self._expected:
             self._under_way = True
             while self._ready:
                 self._enroll(self._ready.pop(0))
@@ -399,7 +402,7 @@ class Steward:
         worker.lane = min(set(range(self.job.lanes)) - taken, default=-1)
         self._nonces += 1
         worker.nonce = self._nonces
-        worker.session = new_session(self.job, worker.slot, worker.nonce)
+        worker.session = new_session(self.job, worker.slot, worker.nonce, self._note)
         self.workers[worker.slot] = worker
         self._do(worker.address, worker.session.start())
 
@@ -425,7 +428,7 @@ class Steward:
             self._do(m.COORDINATOR, self.coordinator.worker_lost(worker.slot, worker.nonce))
         self._on_lost(worker)
         self._deaths += 1
-        if self._deaths > _DEATHS_MAX * self.job.lanes:
+        if self._deaths > _DEATHS_MAX * self._expected:
             raise StepError(
                 f"{self._deaths} workers ended one after the other, and no step was completed in between",
                 "look for what kills them: the system's log names processes that were killed for want of memory",

@@ -35,13 +35,11 @@ from gradbase.store.log import (
     to_record,
 )
 from gradbase.store.machine import messages as m
+from gradbase.store.recovery import FORMAT, MANIFEST, RAW
 from gradbase.store.update import Updater, UpdateRule
 
-MANIFEST = "MANIFEST.json"
-FORMAT = 1
 _MTBF_US = 3600e6  # a process is lost every hour, say
 _FIXED_US, _WRITE_BYTES_PER_US = 5_000.0, 1_000.0
-_RAW = 1  # codec of a logged update: gradients of the shard's pages, one after the other
 
 
 class Volatile:
@@ -118,12 +116,14 @@ class Manifest:
 def open_directory(path: Path, wanted: Manifest, *, resume: bool) -> Manifest:
     """Make a store at `path`, or with `resume` check that the one there is of the same job.
 
-    Raises UsageError for a store that must not be there, is not there, or is of another job; StoreError if it cannot be read.
+    Raises UsageError for a store that must not be there, is not there, or is of another job; StoreError if it cannot
+    be read.
     """
     manifest = path / MANIFEST
     if not resume:
         if manifest.exists():
-            raise UsageError(f"there is a store at {path} already", "go on with it by --resume, or name another directory")
+            remedy = "go on with it by --resume, or name another directory"
+            raise UsageError(f"there is a store at {path} already", remedy)
         if path.is_dir() and any(path.iterdir()):
             raise UsageError(f"{path} is not empty and no store", "name another directory")
         _write_whole(manifest, json.dumps(wanted.to_json(), indent=1))
@@ -220,7 +220,7 @@ class Durable:
             on_durable=lambda lsn: self._durable(owner, lsn),
             on_failed=lambda lsn, error: self._failed(owner, lsn, error),
         )
-        oldest = min((state.lsn for state in states), default=0)
+        oldest = min((state.lsn for state in states), default=0) if owner[0] == "shard" else None
         return appender.incarnation, states, self._records(owner, oldest)
 
     def append(self, owner: m.Address, record: m.Record) -> None:
@@ -269,9 +269,9 @@ class Durable:
     def _states(self, shard: int) -> tuple[m.CheckpointState, ...]:
         return tuple(unpack_state(checkpoint.parts[f"shard-{shard:04d}"]) for checkpoint in self._found)
 
-    def _records(self, owner: m.Address, after: int) -> tuple[m.Record, ...]:
+    def _records(self, owner: m.Address, after: int | None) -> tuple[m.Record, ...]:
         reader = LogReader(self._files, _directory(owner), after=after)
-        return tuple(from_record(record, self._updates) for record in reader if record.lsn > after)
+        return tuple(from_record(record, self._updates) for record in reader if record.lsn > (after or 0))
 
     def _durable(self, owner: m.Address, lsn: int) -> None:
         """One sync is under way at a time; groups that were written without it are no news."""
@@ -289,17 +289,17 @@ class Durable:
 
 
 class _Updates:
-    """Updates of ssp and asp as bytes: what one worker pushed to a shard."""
+    """Updates as bytes: what each lane pushed to the shard, one after the other (`recovery.replay_update`)."""
 
     def __init__(self, gradients: Callable[[int, int], bytes]) -> None:
         self._gradients = gradients
 
     def to_bytes(self, update: Any) -> tuple[int, tuple[bytes, ...]]:
         assert isinstance(update, Update)
-        return _RAW, tuple(self._gradients(update.shard, lane) for lane in update.lanes)
+        return RAW, tuple(self._gradients(update.shard, lane) for lane in update.lanes)
 
     def from_bytes(self, codec: int, data: memoryview) -> Logged:
-        if codec != _RAW:
+        if codec != RAW:
             raise StoreError(f"a logged update has codec {codec}", "resume with the gradbase that wrote the log")
         return Logged(data)
 

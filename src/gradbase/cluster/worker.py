@@ -64,8 +64,8 @@ class BatchStream:
 
     The last `window` batches are kept, for a worker that takes over what another has left; for an older one the
     stream is opened again and read up to it. A list, or whatever else has a length and items, is not read: it is
-    looked up. Drawing a batch uses and advances a random state that belongs to the stream. `length`: how many batches there
-    are, None if the iterable does not say.
+    looked up. Drawing a batch uses and advances a random state that belongs to the stream. `length`: how many batches
+    there are, None if the iterable does not say.
     """
 
     def __init__(self, open_batches: Callable[[], Iterable[Any]], random_state: torch.Tensor, window: int = 1) -> None:

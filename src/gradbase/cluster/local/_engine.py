@@ -27,6 +27,7 @@ from gradbase.cluster.storage import Durable, Manifest, Volatile, new_store_id, 
 from gradbase.cluster.worker import BatchStream, Recipe
 from gradbase.common.errors import UsageError
 from gradbase.store.layout import Layout, lay_out, specs_of_model
+from gradbase.store.machine import Notes
 from gradbase.store.update import rule_of
 
 _STOPPED_S = 2.0  # a process that is stopped (SIGSTOP) while it has work is ended after this long
@@ -34,7 +35,9 @@ _IDLE_S = 120.0  # likewise one that gets no processor time at all: its input ha
 
 
 class LocalEngine:
-    """Runs one job. `on_report` is called for every gradient, `on_lost` for every worker that ended, on another thread."""
+    """Runs one job. `on_report` is called for every gradient, `on_lost` for every worker that ended, `note` with what
+    the machines note for `store.machine.history`; all on another thread.
+    """
 
     def __init__(
         self,
@@ -43,8 +46,9 @@ class LocalEngine:
         on_report: Callable[[StepReport], None] = lambda report: None,
         on_lost: Callable[[Worker], None] = lambda worker: None,
         on_warning: Callable[[str], None] = lambda text: None,
+        note: Notes | None = None,
     ) -> None:
-        self._request = request
+        self._request, self._note = request, note
         self._on_report, self._on_lost, self._on_warning = on_report, on_lost, on_warning
         self._steward: Steward | None = None
         self._layout: Layout | None = None
@@ -52,7 +56,7 @@ class LocalEngine:
         self._lost_count = 0
 
     def run(self) -> Outcome:
-        """Train. Raises UsageError and StoreError for what cannot be run, StepError when the recipe fails in a worker."""
+        """Train. Raises UsageError or StoreError for what cannot be run, StepError when a worker's recipe fails."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._request.threads)
         try:
@@ -83,9 +87,9 @@ class LocalEngine:
         launcher = self._launcher(closing)
         recipe = request.build()
         rule = rule_of(recipe.optimizer, recipe.model)
-        layout = lay_out(specs_of_model(recipe.model, costs=rule.costs()), request.workers)
+        layout = lay_out(specs_of_model(recipe.model, costs=rule.costs()), request.lane_count)
         self._layout = layout
-        where = Map(layout, rule, request.workers)
+        where = Map(layout, rule, request.lane_count)
         slab = Slab.create(where.nbytes)
         closing.callback(slab.close)
         pages = SharedPages(slab, where)
@@ -97,6 +101,8 @@ class LocalEngine:
             replay=pages.replay,
             on_warning=self._on_warning,
             copies=not request.shared,
+            expected=request.workers,
+            note=self._note,
             spawn=launcher.spawn,
             on_report=self._on_report,
             on_lost=lambda worker: self._note_lost(worker, launcher),
@@ -122,7 +128,7 @@ class LocalEngine:
             return request.steps
         length = BatchStream(recipe.batches, recipe.random_state).length
         if length is not None:
-            return length // request.workers
+            return length // request.lane_count
         if request.consistency != "bsp":
             raise UsageError(
                 f"batches() does not say how many there are, and {request.consistency} hands them out by number",
@@ -196,7 +202,7 @@ def _storage(request: Request, seed: int, where: Map, pages: SharedPages) -> Sto
         return Volatile()
     wanted = Manifest(
         new_store_id(),
-        request.workers,
+        request.lane_count,
         request.consistency,
         request.staleness_steps,
         request.durability,

@@ -7,8 +7,8 @@ seconds to import torch. So one process is started for it, computes on one threa
                              ("fork", ticket), descriptors     a worker that serves these
     fork server -> caller    ("ready",), ("failed", error), ("forked", ticket, pid)
 
-Servers are forked themselves, one for every job, from one that has torch and nothing else. The chain of parents dies from
-the top: each process asks the kernel for SIGKILL when its parent ends.
+Servers are forked themselves, one for every job, from one that has torch and nothing else. The chain of parents dies
+from the top: each process asks the kernel for SIGKILL when its parent ends.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """What lies where in the slab, and the update in place that survives `kill -9`.
 
-    header      64 bytes that name the slab, then as many for every shard: operation, pages done, page saved + 1, updates
-                of that page before it was saved
+    header      64 bytes that name the slab, then as many for every shard: operation, pages done, page saved + 1,
+                updates of that page before it was saved
     values, state, steps    what an `Updater` works on; the models of all processes are views of the values (bsp)
     pushes      as much room as the values for every lane: its gradients, and the buffers (batch norm) as it left them
     undo        a frame for every shard, as large as its largest page with its state
 
-A page is updated in three moves: it is copied to the shard's frame, its number is written, it is changed in place. Who
-takes over from a dead process finds in the record how many pages are done, and puts the frame back if the next one was
-saved: whether that page was changed, half changed or not touched, it is then as it was. What the lanes pushed stays until
-the step is over, so the update can be repeated, and gives the same bits.
+A page is updated in three moves: it is copied to the shard's frame, its number is written, it is changed in place.
+Who takes over from a dead process finds in the record how many pages are done, and puts the frame back if the next
+one was saved: whether that page was changed, half changed or not touched, it is then as it was. What the lanes pushed
+stays until the step is over, so the update can be repeated, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import nn
 
 from gradbase.cluster.local._slab import Slab
 from gradbase.store.layout import Layout, Page
+from gradbase.store.recovery import replay_update
 from gradbase.store.update import Updater, UpdateRule, memory_plan
 
 _RECORD_BYTES = 64
@@ -123,14 +124,8 @@ class SharedPages:
         return b"".join(_bytes_of(self.page(self._map.pushes(lane), page)) for page in pages)
 
     def replay(self, shard: int, data: memoryview) -> None:
-        """Update a shard's pages with what `pushed_bytes` gave."""
-        start = 0
-        for page in self._map.layout.of_shard(shard):
-            dtype = getattr(torch, self._map.layout.tensors[page.tensor].dtype)
-            pushed = torch.empty(page.numel, dtype=dtype)
-            _bytes_of(pushed)[:] = data[start : start + page.nbytes]
-            self._update(page, [pushed])
-            start += page.nbytes
+        """Update a shard's pages with what `pushed_bytes` gave for each lane."""
+        replay_update(self.updater, shard, data, lanes=self._map.lanes)
 
     def _update(self, page: Page, pushed: list[torch.Tensor]) -> None:
         spec = self._map.layout.tensors[page.tensor]

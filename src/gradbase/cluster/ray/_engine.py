@@ -1,8 +1,8 @@
 """Workers as Ray actors: Ray owns their placement, their life and their restarts; the steward is the local engine's.
 
-An actor on the caller's host maps the same slab as a forked worker does. On another host it holds copies: pages come and
-gradients go over the store's wire. Either way its commands come over a socket of its own, so that no message of a step
-waits for Ray. An actor whose process dies is restarted by Ray and calls again.
+An actor on the caller's host maps the same slab as a forked worker does. On another host it holds copies: pages come
+and gradients go over the store's wire. Either way its commands come over a socket of its own, so that no message of a
+step waits for Ray. An actor whose process dies is restarted by Ray and calls again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gradbase.cluster.job import Request
 from gradbase.cluster.local import Launcher, LocalEngine, Map, SharedPages, Slab, Task
 from gradbase.cluster.ray._actor import Home, Servant
 from gradbase.cluster.ray._remote import PageServer
-from gradbase.cluster.steward import Steward, StepReport, Worker
+from gradbase.cluster.steward import StepReport, Steward, Worker
 from gradbase.common.errors import StepError, StoreError, UsageError
 from gradbase.store.wire import Address, Listener, TimedStream, greet, listen, new_token
 
@@ -156,5 +156,6 @@ def _connect(ray: Any, request: Request, address: str | None, closing: contextli
     try:
         ray.init(log_to_driver=True, logging_level="warning", configure_logging=False, **given)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"there is no Ray cluster at {address}: {error}", "start one with: ray start --head") from error
+        problem = f"there is no Ray cluster at {address}: {error}"
+        raise UsageError(problem, "start one with: ray start --head") from error
     closing.callback(ray.shutdown)

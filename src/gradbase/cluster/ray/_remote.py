@@ -64,7 +64,8 @@ class PageServer:
                 raise StoreError("a servant that was given up pushed", "it is to call again as a new one")
             for page, block in zip(pages, message.payload, strict=True):
                 if block.key != page.number or len(block.body) != page.nbytes:
-                    raise StoreError(f"page {block.key} of {len(block.body)} bytes was pushed in place of {page.number}")
+                    problem = f"page {block.key} of {len(block.body)} bytes was pushed in place of {page.number}"
+                    raise StoreError(problem, "run the same gradbase on all hosts")
                 _bytes_of(self._pages.page(base, page))[:] = block.body
 
     def _checked(self, number: int, count: int) -> int:

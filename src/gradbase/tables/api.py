@@ -81,14 +81,14 @@ def crowd(
 
     parse_memory(memory)
     found = None if features is None else load_features(features, feature_items, columns)
-    claims, coded, notes = read_claims(source, table=table, query=query, columns=columns, kind=kind, features=found)
+    claims, rows, notes = read_claims(source, table=table, query=query, columns=columns, kind=kind, features=found)
     golds = None if gold is None else read_gold(gold, claims.kind, columns)
     config = Config(seed=seed, memory=memory, catalog=catalog, on_progress=on_progress)
     known = None if state is None else State.from_tables(load_state(state, "crowd"))
     result = infer(claims, None if found is None else features_for(claims, found), config, known)
     evaluation = None if golds is None else compare(result, golds)
     bought = next_of(result, next) if next else None
-    tables = tables_of(result, coded, notes, bought, evaluation)
+    tables = tables_of(result, rows, notes, bought, evaluation)
     if into is not None:
         register(into, {"crowd_truths": tables.truths, "crowd_workers": tables.workers, "crowd_next": bought})
     return tables
@@ -122,7 +122,7 @@ def fuse(
     state: Any = None,
     copies: str = "gated",
     seed: int = 0,
-    memory: str | int | float | None = None,
+    memory: str | int | None = None,
     into: Any = None,
 ) -> FuseTables:
     """What is true of each object, from the claims of many sources.

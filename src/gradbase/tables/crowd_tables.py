@@ -88,8 +88,8 @@ def read_claims(
     columns: Mapping[str, str] | None,
     kind: str,
     features: FeatureTable | None,
-) -> tuple[Claims, CodedTable, list[str]]:
-    """Claims of an input, what was read, and what has to be said about it. Raises TableError."""
+) -> tuple[Claims, dict[str, int], list[str]]:
+    """Claims of an input, how many rows were read, and what has to be said about it. Raises TableError."""
     if kind not in KINDS:
         raise TableError(f"kind {kind!r} is not known", f"expected one of {', '.join(KINDS)}")
     with Workspace() as workspace:
@@ -97,7 +97,7 @@ def read_claims(
         coded = read_coded(scan, workspace, (ITEM, WORKER, LABEL, ANSWER), columns)
     chosen = _kind(coded, kind, "answer" in (columns or {}))
     claims = _claims(coded, chosen, [] if features is None else features.items)
-    return claims, coded, _notes(coded, claims)
+    return claims, coded.counts(), _notes(coded, claims)
 
 
 def _kind(coded: CodedTable, kind: str, answer_given: bool) -> str:
@@ -250,7 +250,7 @@ def features_for(claims: Claims, found: FeatureTable) -> Features:
 
 
 def tables_of(
-    result: Result, coded: CodedTable, notes: Sequence[str], next_table: Any, evaluation: Evaluation | None
+    result: Result, rows: Mapping[str, int], notes: Sequence[str], next_table: Any, evaluation: Evaluation | None
 ) -> CrowdTables:
     """Everything but the reasons, which are made when they are asked for."""
     claims = result.claims
@@ -260,9 +260,7 @@ def tables_of(
         next=next_table,
         kind=claims.kind,
         counts={
-            "rows": coded.rows_read,
-            "rows_missing": coded.rows_missing,
-            "rows_repeated": coded.rows_repeated,
+            **rows,
             "claims": len(claims),
             "items": len(claims.items),
             "workers": len(claims.workers),
@@ -436,7 +434,7 @@ def _set_gold(claims: Claims, gold: Mapping[str, str]) -> tuple[dict[int, bool],
     """
     item = {str(name): number for number, name in enumerate(claims.items.tolist())}
     tag = {str(name): number for number, name in enumerate(claims.classes.tolist())}
-    split = [(*key.split("\0"), value == "True") for key, value in gold.items()]
+    split = [(*key.partition("\0")[::2], value == "True") for key, value in gold.items()]
     found = [(item[name], tag[label], yes) for name, label, yes in split if name in item and label in tag]
     known: dict[int, bool] = {}
     if all(yes for *_, yes in split):

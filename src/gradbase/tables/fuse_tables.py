@@ -211,9 +211,7 @@ def fuse_tables_of(
 ) -> FuseTables:
     """Everything but the reasons, which are made when they are asked for."""
     counts = {
-        "rows": coded.rows_read,
-        "rows_missing": coded.rows_missing,
-        "rows_repeated": coded.rows_repeated,
+        **coded.counts(),
         "claims": len(claims),
         "objects": len(claims.object_names),
         "attributes": len(claims.attribute_names),

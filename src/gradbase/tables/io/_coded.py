@@ -44,6 +44,10 @@ class CodedTable:
     def __len__(self) -> int:
         return len(next(iter(self.codes.values())))
 
+    def counts(self) -> dict[str, int]:
+        """Rows read, and why there are fewer here."""
+        return {"rows": self.rows_read, "rows_missing": self.rows_missing, "rows_repeated": self.rows_repeated}
+
     def column(self, role: str) -> NDArray[Any]:
         """The names of a role, row by row."""
         return self.names[role][self.codes[role]]

@@ -55,6 +55,7 @@ class Workspace:
         self._closing.close()
         self._connection.close()
         self._folder.cleanup()
+        self._arrow.default_memory_pool().release_unused()
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a statement. Raises TableError with DuckDB's first lines."""

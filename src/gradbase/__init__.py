@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from gradbase.common.errors import (
@@ -51,7 +52,5 @@ def __getattr__(name: str) -> Any:
 
         return getattr(compiled, name)
     if name in _FROM_TABLES:
-        from gradbase.tables import api
-
-        return getattr(api, name)
+        return getattr(importlib.import_module("gradbase.tables.api"), name)  # by name: rooms below import this module
     raise AttributeError(f"module 'gradbase' has no attribute {name!r}")

@@ -7,6 +7,7 @@
     next_labels(result, 100)                      # the labels most worth buying
 """
 
+from gradbase.tables.crowd._classifier import Classifier
 from gradbase.tables.crowd._infer import infer
 from gradbase.tables.crowd._next import next_labels
 from gradbase.tables.crowd._state import State
@@ -25,6 +26,7 @@ from gradbase.tables.crowd._types import (
 __all__ = [
     "NONE",
     "Claims",
+    "Classifier",
     "Config",
     "Features",
     "Kind",

@@ -9,7 +9,9 @@ from torch import Tensor
 from gradbase.common.errors import UsageError
 from gradbase.tables.crowd._confusion import Fit
 from gradbase.tables.crowd._ensemble import judge
+from gradbase.tables.crowd._features import check, spread
 from gradbase.tables.crowd._numbers import numbers
+from gradbase.tables.crowd._prior import with_features
 from gradbase.tables.crowd._sets import sets
 from gradbase.tables.crowd._state import State, joined
 from gradbase.tables.crowd._table import Table, table_of
@@ -32,15 +34,21 @@ def infer(
     state of another kind.
     """
     config = config or Config()
+    if features is not None:
+        check(features, len(claims.items))
     start: dict[str, Fit] = {}
     settled = 0
     if state is not None:
+        given = claims.items
         claims, start = joined(state, claims)
         settled = state.settled
+        features = None if features is None else spread(features, np.searchsorted(claims.items, given), claims.items)
     if len(claims) >= 2 * settled:
         start, settled = {}, len(claims)
     if len(claims) == 0:
         raise UsageError("there are no claims", "expected at least one row that says what somebody thinks of an item")
+    if features is not None and claims.kind != "classes":
+        raise UsageError(f"features are of no use to claims of kind {claims.kind!r}", "give them with class labels")
     if claims.kind == "numbers":
         return numbers(claims)
     if claims.kind == "sets":
@@ -53,7 +61,11 @@ def _classes(
 ) -> Result:
     table = table_of(claims)
     opinion = judge(table, None, config.seed, start, config.on_progress)
-    posterior = opinion.posterior
+    claim_count = np.diff(table.item_starts.numpy()).astype(np.int64)
+    posterior, tilt, classifier = opinion.posterior, None, None
+    if features is not None:
+        informed = with_features(posterior.double(), torch.from_numpy(claim_count > 0), features, config)
+        posterior, tilt, classifier = informed.posterior, informed.tilt, informed.classifier
     value, runner_up = _best_two(table, posterior)
     rows = np.arange(table.n_items)
     dense = posterior.double().numpy()
@@ -64,11 +76,12 @@ def _classes(
         probability=dense[rows, value],
         runner_up=runner_up,
         runner_up_probability=second,
-        claim_count=np.diff(table.item_starts.numpy()).astype(np.int64),
+        claim_count=claim_count,
         posterior=dense,
         workers=workers_of(table, posterior),
-        explain=lambda: why_of(table, posterior, value, runner_up, None),
+        explain=lambda: why_of(table, posterior, value, runner_up, tilt),
         state=State(claims, opinion.fits, settled),
+        classifier=classifier,
     )
 
 

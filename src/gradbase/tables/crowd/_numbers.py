@@ -1,8 +1,8 @@
 """Numbers: truths as means of what workers say, weighted by how far each of them usually is off.
 
-x = truth + bias[w] + noise of variance[w]; no shrinkage of truths, for which the spread of the crowd is no guide. Workers'
-variances are drawn to the crowd's. Biases are *gated*: they are kept only where they make a worker's number, predicted
-from the other workers' alone, better by a tenth; below that they rather follow which items a worker got.
+x = truth + bias[w] + noise of variance[w]; no shrinkage of truths, for which the spread of the crowd is no guide.
+Variances of workers are drawn to the crowd's. Biases are *gated*: they are kept only where they make a worker's number,
+predicted from the other workers' alone, better by a tenth; below that they rather follow which items a worker got.
 """
 
 from __future__ import annotations
@@ -113,14 +113,14 @@ def _truths(rows: _Rows, bias: Tensor, variance: Tensor) -> tuple[Tensor, Tensor
 def _biases(
     rows: _Rows, rest: Tensor, leverage: Tensor, variance: Tensor, bias: Tensor, claims: Tensor
 ) -> Tensor:
-    """Mean differences to the other workers, shrunk by how much of their spread chance explains; they sum to zero."""
+    """Mean differences to the others, shrunk by how much of their spread chance explains; their median is zero."""
     others = torch.where(leverage > 1e-9, rest / leverage.clamp(min=1e-9), 0.0) + bias[rows.worker]
     mean = rows.by_worker(others) / claims
     chance = variance / claims
     seen = claims > 0.5
     spread = (mean**2 - chance)[seen].mean().clamp(min=0.0)
     shrunk = mean * spread / (spread + chance)
-    return shrunk - shrunk[seen].mean()
+    return shrunk - shrunk[seen].median()
 
 
 def _held_out(rows: _Rows, rest: Tensor, variance: Tensor, precision: Tensor) -> float:

@@ -1,0 +1,122 @@
+"""Features of items as one matrix, and an item's content as a number that folds and order come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradbase.common.errors import UsageError
+from gradbase.tables.crowd._text import Rarity, bag_of_words, compare, paired
+from gradbase.tables.crowd._types import Features, Floats
+
+LIMIT = 6.0  # in standard deviations: beyond, a value says no more
+
+
+def check(features: Features, n_items: int) -> None:
+    """Raise UsageError unless every column has a row per item and there is any column."""
+    columns = {"numeric": features.numeric, "embedding": features.embedding, **features.text}
+    lengths = {name: len(column) for name, column in columns.items() if column is not None}
+    if not lengths:
+        raise UsageError("there are no features", "give a numeric column, a text column or an embedding")
+    for name, length in lengths.items():
+        if length != n_items:
+            raise UsageError(
+                f"features {name!r} have {length} rows, expected {n_items}: one per item, in the order of the items"
+            )
+
+
+def spread(features: Features, place: NDArray[np.int64], items: NDArray[Any]) -> Features:
+    """The features of the items at `place` among `items`; nothing is known of the others."""
+
+    def matrix(part: Any) -> Any:
+        if part is None:
+            return None
+        known = np.asarray(part, dtype=np.float64).reshape(len(place), -1)
+        wide = np.full((len(items), known.shape[1]), np.nan)
+        wide[place] = known
+        return wide
+
+    def column(texts: Sequence[str]) -> list[str]:
+        wide = [""] * len(items)
+        for at, text in zip(place.tolist(), texts, strict=True):
+            wide[at] = text
+        return wide
+
+    numeric, embedding = map(matrix, _matrices(features))
+    return Features(numeric, {name: column(texts) for name, texts in features.text.items()}, embedding)
+
+
+def _matrices(features: Features) -> tuple[Any, Any]:
+    return features.numeric, features.embedding
+
+
+def content_hashes(features: Features) -> NDArray[np.uint64]:
+    """uint64[n_items]: equal for items with equal features, whatever they are called and in which order they come."""
+    numbers = [np.ascontiguousarray(p, dtype=np.float64) for p in _matrices(features) if p is not None]
+    texts = [features.text[name] for name in sorted(features.text)]
+
+    def of(row: int) -> int:
+        digest = hashlib.blake2b(digest_size=8)
+        for part in numbers:
+            digest.update((part[row] + 0.0).tobytes())
+        for column in texts:
+            digest.update(str(column[row]).encode() + b"\0")
+        return int.from_bytes(digest.digest(), "little")
+
+    return np.array([of(row) for row in range(len(features))], dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Features to float32[n, d], with rarities of words and scales learned once."""
+
+    pairs: list[tuple[str, str]]
+    rarity: Rarity
+    centre: Floats
+    scale: Floats
+
+    @classmethod
+    def of(cls, features: Features) -> Encoder:
+        """Learned from the features of all items; no label is looked at."""
+        rarity = Rarity.of(text for column in features.text.values() for text in column)
+        encoder = cls(paired(features.text), rarity, np.zeros(1), np.ones(1))
+        raw = encoder._raw(features)
+        known = np.maximum(np.isfinite(raw).sum(0), 1)
+        centre = np.nansum(raw, 0) / known
+        scale = np.sqrt(np.nansum((raw - centre) ** 2, 0) / known)
+        return replace(encoder, centre=centre, scale=np.where(scale > 1e-9, scale, np.inf))
+
+    def __call__(self, features: Features) -> Tensor:
+        standard = (self._raw(features) - self.centre) / self.scale
+        return torch.from_numpy(np.clip(np.nan_to_num(standard), -LIMIT, LIMIT)).float()
+
+    def _raw(self, features: Features) -> Floats:
+        parts = [] if features.numeric is None else [_numbers(features.numeric)]
+        if features.embedding is not None:
+            parts.append(np.asarray(features.embedding, dtype=np.float64).reshape(len(features.embedding), -1))
+        for first, second in self.pairs:
+            parts.append(compare(features.text[first], features.text[second], self.rarity))
+        if len(self.pairs) > 1:
+            parts.append(compare(*(_together(features, side) for side in zip(*self.pairs, strict=True)), self.rarity))
+        compared = {name for pair in self.pairs for name in pair}
+        for name in sorted(set(features.text) - compared):
+            parts.append(bag_of_words(features.text[name], self.rarity))
+        return np.concatenate(parts, 1)
+
+
+def _together(features: Features, names: tuple[str, ...]) -> list[str]:
+    return [" ".join(texts) for texts in zip(*(features.text[name] for name in names), strict=True)]
+
+
+def _numbers(matrix: NDArray[Any]) -> Floats:
+    """Columns, with NaN for what is not finite, and for each whether it is known."""
+    columns = np.asarray(matrix, dtype=np.float64).reshape(len(matrix), -1)
+    known = np.isfinite(columns)
+    return np.concatenate([np.where(known, columns, np.nan), known.astype(np.float64)], 1)

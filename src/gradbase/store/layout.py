@@ -292,6 +292,21 @@ def page_view(layout: Layout, memory: Memory, page: Page, *, home: bool = False)
     return elements(memory, offset, page.numel, layout.tensors[page.tensor].dtype)
 
 
+def flatten(spec: TensorSpec, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's elements in the order of the store's memory, [numel]; a view where it has the strides of the spec."""
+    if spec.stride is None:
+        return tensor.reshape(-1)
+    ordered = tensor if tuple(tensor.stride()) == spec.stride else _restrided(spec, tensor)
+    return ordered.as_strided((spec.numel,), (1,))
+
+
+def _restrided(spec: TensorSpec, tensor: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    assert spec.stride is not None
+    return torch.empty_strided(spec.shape, spec.stride, dtype=tensor.dtype).copy_(tensor)
+
+
 def home_view(layout: Layout, memory: Memory, name: str, shard: int) -> torch.Tensor:
     """The rows of a "rows" tensor that a shard holds, [local rows, ...], as one view into its home."""
     spec = layout.spec(name)

@@ -57,6 +57,10 @@ class RowTable:
         self.table = _rows_of(updater, name, VALUES).view(-1, *spec.shape[1:])
         self._flat = self.table.flatten(1)
 
+    def check(self, ids: torch.Tensor) -> None:
+        """StoreError for ids of rows that are not here."""
+        self._local(ids)
+
     def pull(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows of ids, [n, ...], copied."""
         return F.embedding(self._local(ids), self._flat).view(-1, *self.table.shape[1:])

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from gradbase.common.errors import StoreError
-from gradbase.store.layout import Layout, Page, TensorSpec
+from gradbase.store.layout import Layout, Page, TensorSpec, flatten
 from gradbase.store.update._rule import UpdateRule
 from gradbase.store.update._updater import Updater
 
 
-def state_dict_of(updaters: Sequence[Updater], optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str,
-Any]:
+def state_dict_of(
+    updaters: Sequence[Updater], optimizer: torch.optim.Optimizer, model: torch.nn.Module
+) -> dict[str, Any]:
     """What `optimizer.state_dict()` would be, had it applied the store's updates itself.
 
     `updaters` hold all pages between them. Feed the result to `optimizer.load_state_dict`. Tensors never updated have
@@ -93,14 +94,6 @@ def _scatter(updater: Updater, page: Page, spec: TensorSpec, state: Mapping[str,
             first = updater.layout.first_row(page)
             view.copy_(state[key][first : first + view.numel()])
         else:
-            view.copy_(_flat(state[key], spec)[page.start : page.start + page.numel])
+            view.copy_(flatten(spec, state[key])[page.start : page.start + page.numel])
     # SGD saves no count; a momentum buffer that is there was updated at least once.
     updater.steps[page.number] = int(state.get("step", 1))
-
-
-def _flat(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
-    """A saved tensor in the order of the store's memory."""
-    if spec.stride is None:
-        return tensor.reshape(-1)
-    ordered = torch.empty_strided(spec.shape, spec.stride, dtype=tensor.dtype).copy_(tensor)
-    return ordered.as_strided((spec.numel,), (1,))

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from gradbase.store.checkpoint import Checkpointer, CheckpointStats, Source, Tensor, data_file
-from gradbase.store.files import DiskFiles, measure_disk
+from gradbase.store.files import DiskFiles, aligned_memory, measure_disk
 from gradbase.store.log import (
     LogReader,
     LogWriter,
@@ -68,7 +68,7 @@ class State:
         left = nbytes
         while left > 0:
             size = min(left, 64 << 20)
-            self.values[f"weight.{len(self.values)}"] = torch.rand(size // 4)
+            self.values[f"weight.{len(self.values)}"] = _slab(size)
             self.values[f"bias.{len(self.values)}"] = torch.rand(1000)
             left -= size
         out = data_file(
@@ -97,6 +97,11 @@ class State:
             stall_s += time.perf_counter() - start
             torch.from_numpy(source.memory.view(np.float32)).mul_(0.999)
         return stall_s, cpu_s
+
+
+def _slab(nbytes: int) -> torch.Tensor:
+    """Random numbers in memory as a store lays it out: large tensors start on a block."""
+    return torch.frombuffer(aligned_memory(nbytes), dtype=torch.float32)[: nbytes // 4].uniform_()
 
 
 def measure_logging(directory: Path, rounds: int, steps: int, width: int) -> dict[str, Any]:

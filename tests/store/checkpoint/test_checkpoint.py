@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import zlib
@@ -29,11 +30,11 @@ from gradbase.store.checkpoint import (
     read_checkpoint,
     verify,
 )
-from gradbase.store.files import DiskFiles
+from gradbase.store.files import DiskFiles, aligned_memory
 from gradbase.store.files.testing import Crash, MemoryFiles
 
 PAGE = 4096
-SHAPES = {"a": (3, 2048), "b": (5,), "c": (1000, 3), "d": (0, 4), "e": ()}
+SHAPES = {"a": (3, 8192), "b": (5,), "c": (1000, 3), "d": (0, 4), "e": ()}
 
 
 @dataclass
@@ -53,8 +54,16 @@ class Shard:
             flat[start : start + PAGE].view(np.float32)[:] = value + key
 
 
+def zeros() -> dict[str, np.ndarray]:
+    """In aligned memory, as a slab is: "a" is written from where it lies."""
+    return {
+        name: np.frombuffer(aligned_memory(4 * math.prod(shape)), np.float32)[: math.prod(shape)].reshape(shape)
+        for name, shape in SHAPES.items()
+    }
+
+
 def sharded(files, shard: int = 0, shards: int = 1, values=None, spare_bytes: int = 1 << 20) -> Shard:
-    values = values or {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    values = values or zeros()
     out = data_file(PARAMETERS, [Tensor(name, "float32", shape) for name, shape in SHAPES.items()])
     pages = [(name, start) for name, value in values.items() for start in range(0, value.nbytes, PAGE)]
     sources = [
@@ -96,7 +105,7 @@ def test_plain_safetensors_reads_it(files):
 
 
 def test_several_shards_write_one_file(files):
-    values = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    values = zeros()
     shards = [sharded(files, number, 3, values) for number in range(3)]
     shards[0].fill(1)
     for number in (2, 0):
@@ -224,7 +233,7 @@ def test_one_snapshot_at_a_time_and_one_given_up_loses_nothing(files):
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_else(tmp_path):
-    files = MemoryFiles(capacity=70_000)
+    files = MemoryFiles(capacity=200_000)
     shard = sharded(files)
     shard.fill(1)
     shard.checkpointer.snapshot().write(1, {})

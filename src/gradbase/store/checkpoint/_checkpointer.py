@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from gradbase.store.checkpoint._part import (
     write_part,
 )
 from gradbase.store.checkpoint._safetensors import DataFile
-from gradbase.store.files import Files, is_full
+from gradbase.store.files import BLOCK_BYTES, Files, align_up, is_full
 
 SPARE_BYTES = 256 << 20
 _LOGGER = logging.getLogger(__name__)
@@ -76,6 +77,13 @@ class _Place:
     def end(self) -> int:
         return self.offset + len(self.memory)
 
+    @cached_property
+    def is_aligned(self) -> bool:
+        """Whether it can be written from where it lies."""
+        return not (
+            self.memory.ctypes.data % BLOCK_BYTES or self.offset % BLOCK_BYTES or len(self.memory) % BLOCK_BYTES
+        )
+
 
 class Checkpointer:
     """Writes the pieces of one owner, and reads them back.
@@ -107,7 +115,7 @@ class Checkpointer:
             self._by_key.setdefault(source.key, []).append(index)
         self._changed = np.ones(len(ordered), np.bool_)
         self._versions = np.zeros(len(ordered), np.int64)
-        self._spare = touched(min(spare_bytes, self.nbytes))
+        self._spare = touched(min(spare_bytes, sum(align_up(len(place.memory)) for place in self.places)))
         self.stage = new_stage(self.nbytes)
         self._snapshot: Snapshot | None = None
 
@@ -222,7 +230,8 @@ class Snapshot:
         self._owner, self._changed, self._spare = owner, changed, spare
         self._state = bytearray(len(owner.places))
         self._saved: dict[int, Bytes] = {}
-        self._spare_used = 0
+        self._spare_used = self._saved_bytes = 0
+        self._disturbed = False  # somebody overwrites pieces: whoever is held up now is held up often
         self._moved = threading.Condition()
         self._stall_s = 0.0
         self._written = 0
@@ -246,7 +255,7 @@ class Snapshot:
             raise
         self._close(versions)
         return CheckpointStats(
-            number, self._written, self._owner.nbytes - self._written, self._spare_used, self._stall_s * 1e6,
+            number, self._written, self._owner.nbytes - self._written, self._saved_bytes, self._stall_s * 1e6,
             (time.perf_counter() - start) * 1e6,
         )  # fmt: skip
 
@@ -271,6 +280,7 @@ class Snapshot:
         start = time.perf_counter()
         for index in indices:
             if self._state[index] in (_PENDING, _BUSY):
+                self._disturbed = True
                 self._save(index)
         self._stall_s += time.perf_counter() - start
 
@@ -296,21 +306,21 @@ class Snapshot:
             if len(room) < len(memory):
                 self._moved.wait_for(lambda: self._state[index] == _TAKEN)
                 return
-            self._spare_used += len(memory)
+            self._spare_used += align_up(len(memory))
+            self._saved_bytes += len(memory)
             self._state[index] = _BUSY
         np.copyto(room, memory)
         self._saved[index] = room
         self._leave(index, _SAVED)
 
-    def _take(self, index: int, out: Bytes) -> None:
-        """Copy a piece, as it was at the moment of the snapshot, to `out`."""
+    def _hold(self, index: int) -> Bytes:
+        """A piece as it was at the moment of the snapshot; it stays so until `_leave`."""
         with self._moved:
             self._moved.wait_for(lambda: self._state[index] != _BUSY)
             assert self._state[index] != _TAKEN
-            source = self._saved.pop(index, None)
+            saved = self._saved.pop(index, None)
             self._state[index] = _BUSY
-        np.copyto(out, self._owner.places[index].memory if source is None else source)
-        self._leave(index, _TAKEN)
+        return self._owner.places[index].memory if saved is None else saved
 
     def _leave(self, index: int, state: int) -> None:
         with self._moved:
@@ -371,18 +381,30 @@ class Snapshot:
         return FilePart(data_file.nbytes, header_crc, tuple(pieces[index] for index in mine))
 
     def _write_run(self, out: Out, run: Sequence[int]) -> list[int]:
-        """Take pieces that follow each other in the file, write them at once, and give their checksums."""
+        """Write pieces that follow each other in the file, at once, and give their checksums."""
         places = self._owner.places
-        start = places[run[0]].offset
-        stage = out.stage(start, places[run[-1]].end)
+        start, end = places[run[0]].offset, places[run[-1]].end
+        self._written += end - start
+        undisturbed = not self._disturbed or all(self._state[index] == _SAVED for index in run)
+        if undisturbed and out.goes_straight(end - start) and all(places[index].is_aligned for index in run):
+            return self._write_straight(out, run)
+        stage = out.stage(start, end)
         checks = []
         for index in run:
-            place = places[index]
-            view = stage[place.offset - start : place.end - start]
-            self._take(index, view)
+            view = stage[places[index].offset - start : places[index].end - start]
+            np.copyto(view, self._hold(index))
+            self._leave(index, _TAKEN)
             checks.append(checksum(view))
         out.write(start, stage)
-        self._written += len(stage)
+        return checks
+
+    def _write_straight(self, out: Out, run: Sequence[int]) -> list[int]:
+        """The same without a copy. Whoever overwrites one of the pieces waits for the write; `_disturbed` says so."""
+        parts = [self._hold(index) for index in run]
+        checks = [checksum(part) for part in parts]
+        out.write_straight(self._owner.places[run[0]].offset, parts)
+        for index in run:
+            self._leave(index, _TAKEN)
         return checks
 
     def _skip(self, index: int) -> None:

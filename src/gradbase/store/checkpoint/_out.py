@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gradbase.store.checkpoint._checksum import Bytes
@@ -51,6 +53,14 @@ class Out:
         self._direct.write(first, data[first - start : last - start].data)
         if last < end:
             self._plain.write(last, data[last - start :].data)
+
+    def goes_straight(self, nbytes: int) -> bool:
+        """Whether so many aligned bytes may be written from where they lie."""
+        return self._direct.direct and nbytes >= _DIRECT_BYTES_MIN
+
+    def write_straight(self, start: int, parts: Sequence[Bytes]) -> None:
+        """Write aligned memory at the aligned offset `start`, without staging it."""
+        self._direct.write_all(start, [part.data for part in parts])
 
     def sync(self) -> None:
         """Return when everything is durable."""

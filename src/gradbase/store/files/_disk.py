@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ _O_DSYNC = getattr(os, "O_DSYNC", 0)
 _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 
+_PARTS_MAX = 512  # a call takes 1024 on Linux
 _PROBE_WRITES = 9
 _PROBE_BYTES = 4 << 20
 
@@ -111,6 +112,16 @@ class DiskFile:
             if moved <= 0:
                 raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: no bytes moved")
             position += moved
+
+    def write_all(self, offset: int, parts: Sequence[memoryview]) -> None:
+        for first in range(0, len(parts), _PARTS_MAX):
+            group = parts[first : first + _PARTS_MAX]
+            moved = os.pwritev(self._fd, group, offset)
+            for part in group:  # what one call did not write, whole parts and the rest of one, is written by others
+                done = min(max(moved, 0), len(part))
+                done -= done % BLOCK_BYTES if self.direct and done < len(part) else 0
+                self.write(offset + done, part[done:])
+                offset, moved = offset + len(part), moved - len(part)
 
     def sync(self) -> None:
         _fdatasync(self._fd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 BLOCK_BYTES = 4096  # offsets, lengths and addresses of direct I/O are multiples of this
@@ -29,6 +29,9 @@ class File(Protocol):
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at `offset`."""
+
+    def write_all(self, offset: int, parts: Sequence[memoryview]) -> None:
+        """Write buffers one after the other, in one call where it can be done."""
 
     def sync(self) -> None:
         """Return when everything written is durable."""

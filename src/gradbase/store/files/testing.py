@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gradbase.store.files._protocol import BLOCK_BYTES, Mode
@@ -216,6 +216,9 @@ class MemoryFile:
         self._content.do((offset, bytes(data)))
         if self.syncs_writes:
             self._content.sync()
+
+    def write_all(self, offset: int, parts: Sequence[memoryview]) -> None:
+        self.write(offset, memoryview(b"".join(parts)))
 
     def sync(self) -> None:
         self._files._count()

@@ -43,8 +43,9 @@ class NoBatchDedupeShard(ClockShard):
 class EagerStepShard(StepShard):
     """Says that a step is durable when its record was appended."""
 
-    def _durable(self) -> int:
-        return self.lsn if self._wal else self._kept
+    def _append(self, record: Any) -> None:
+        super()._append(record)
+        self.durable_lsn = self.lsn
 
 
 class EagerClockShard(ClockShard):

@@ -25,6 +25,7 @@ from gradbase.store.machine.messages import (
     Record,
     Send,
     ShardReport,
+    new,
 )
 
 
@@ -50,18 +51,21 @@ class ClockShard(Shard):
         worker = message.worker
         if message.term != self.open_term or self._sessions[worker] != message.session:
             return
-        if message.seq < self.clock[worker]:
-            self._reply(message, True)
-        elif message.seq == self.clock[worker]:
-            if len(self._unsynced) >= self._unsynced_max:
-                self._send(worker, Busy(self.open_term, message.session, self.shard, message.seq))
-            elif (parts := self._whole(message)) is None:
-                self._reply(message, False)
-            else:
-                self._apply(message, parts)
-                self._reply(message, True)
-                if self._pending:
-                    self._serve_pending()
+        seq, clock = message.seq, self.clock[worker]
+        if seq < clock:
+            self._reply(worker, seq, message.lane, message.part, True)
+        elif seq > clock:
+            return  # those before it come first
+        elif len(self._unsynced) >= self._unsynced_max:
+            busy = Busy(self.open_term, message.session, self.shard, seq)
+            self._out.append(new(Send, (self._workers[worker], busy)))
+        elif (parts := self._whole(message)) is None:
+            self._reply(worker, seq, message.lane, message.part, False)
+        else:
+            self._apply(message, parts)
+            self._reply(worker, seq, message.lane, message.part, True)
+            if self._pending:
+                self._serve_pending()
 
     def _whole(self, message: Push) -> tuple[Payload, ...] | None:
         if message.parts <= 1:
@@ -86,19 +90,12 @@ class ClockShard(Shard):
             self.used.add(batch)
         self.clock[worker] = message.seq + 1
         if self._note is not None:
+            session, seq = message.session, message.seq
             self._note(
-                notes.Applied(
-                    self.shard,
-                    self.incarnation,
-                    self.term,
-                    worker,
-                    message.session,
-                    message.seq,
-                    batch,
-                    fresh,
-                )
+                new(notes.Applied, (self.shard, self.incarnation, self.term, worker, session, seq, batch, fresh))
             )
-        self._count(worker, batch == NO_BATCH)
+        if self._bound != UNBOUNDED or batch == NO_BATCH or worker not in self._live:
+            self._count(worker, batch == NO_BATCH)
         if self._wal:
             record = PushRecord(
                 self.lsn + 1, self.incarnation, self.term, worker, message.session, message.seq, batch, update
@@ -120,28 +117,15 @@ class ClockShard(Shard):
         if message.term != self.open_term or self._sessions[worker] != message.session:
             return
         if message.seq < self.clock[worker]:
-            self._say_complete(worker, message.seq)
+            self._reply(worker, message.seq, -1, -1, True)
 
-    def _reply(self, message: Push, complete: bool) -> None:
-        worker = message.worker
-        durable = self._acknowledging(worker, self._durable_of(worker))
-        self._send(
-            worker,
-            PushReply(
-                self.open_term,
-                message.session,
-                self.shard,
-                message.seq,
-                message.lane,
-                message.part,
-                complete,
-                durable,
-            ),
-        )
-
-    def _say_complete(self, worker: int, seq: int) -> None:
-        durable = self._acknowledging(worker, self._durable_of(worker))
-        self._send(worker, PushReply(self.open_term, self._sessions[worker], self.shard, seq, -1, -1, True, durable))
+    def _reply(self, worker: int, seq: int, lane: int, part: int, complete: bool) -> None:
+        durable = self._durable[worker] if self._wal else self._kept_clock[worker]
+        if durable > self._told[worker]:
+            self._tell(worker, durable)
+        session = self._sessions[worker]
+        reply = new(PushReply, (self.open_term, session, self.shard, seq, lane, part, complete, durable))
+        self._out.append(new(Send, (self._workers[worker], reply)))
 
     # Pulls.
 
@@ -162,34 +146,22 @@ class ClockShard(Shard):
         if message.seq > self.clock[worker] or message.seq - self._lowest > self._bound:
             return False
         value = self.pages.read(message.selection)
-        clock = tuple(self.clock)
+        session, clock = message.session, tuple(self.clock)
         if self._note is not None:
             self._note(
-                notes.Served(
-                    self.shard,
-                    self.incarnation,
-                    self.term,
-                    worker,
-                    message.session,
-                    message.seq,
-                    clock,
-                    value,
-                )
+                new(notes.Served, (self.shard, self.incarnation, self.term, worker, session, message.seq, clock, value))
             )
-        durable = self._acknowledging(worker, self._durable_of(worker))
-        self._send(worker, PullReply(self.open_term, message.session, self.shard, message.seq, clock, value, durable))
+        durable = self._durable[worker] if self._wal else self._kept_clock[worker]
+        if durable > self._told[worker]:
+            self._tell(worker, durable)
+        reply = new(PullReply, (self.open_term, session, self.shard, message.seq, clock, value, durable))
+        self._out.append(new(Send, (self._workers[worker], reply)))
         return True
 
     def _serve_pending(self) -> None:
         for worker, message in list(self._pending.items()):
             if self._serve(message):
                 del self._pending[worker]
-
-    def _durable_of(self, worker: int) -> int:
-        return self._durable[worker] if self._wal else self._kept_clock[worker]
-
-    def _send(self, worker: int, message: PullReply | PushReply | Busy | Durable) -> None:
-        self._out.append(Send(self._workers[worker], message))
 
     def _acknowledge(self, lsn: int) -> None:
         waiting = self._waiting
@@ -200,9 +172,11 @@ class ClockShard(Shard):
             told.add(worker)
         if self.open_term:
             for worker in sorted(told):
-                session = self._sessions[worker]
-                durable = self._acknowledging(worker, self._durable[worker])
-                self._send(worker, Durable(self.open_term, session, self.shard, durable))
+                session, durable = self._sessions[worker], self._durable[worker]
+                self._tell(worker, durable)
+                self._out.append(
+                    new(Send, (self._workers[worker], Durable(self.open_term, session, self.shard, durable)))
+                )
 
     # Terms, recovery, checkpoints.
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from gradbase.store.machine import notes
 from gradbase.store.machine.consistency import Job
@@ -90,6 +90,23 @@ class Checkpoint:
 class Coordinator(ABC):
     """Made by `new_coordinator`; every public method returns the effects to carry out, in order."""
 
+    _HANDLERS: ClassVar[dict[type, str]] = {
+        Join: "_join",
+        Report: "_report",
+        Beat: "_beat",
+        Leave: "_leave",
+        LeaseRequest: "_lease_request",
+        ShardUp: "_shard_up",
+        ShardReport: "_shard_report",
+        Ready: "_shard_ready",
+        CheckpointTaken: "_checkpoint_taken",
+    }
+    _on: ClassVar[dict[type, Callable[[Any, Any], None]]]
+
+    def __init_subclass__(cls) -> None:
+        """Look the handlers up once a class: a machine is then no cycle of references, and is quick to make."""
+        cls._on = {kind: getattr(cls, name) for kind, name in cls._HANDLERS.items()}
+
     def __init__(self, job: Job, note: notes.Notes | None = None) -> None:
         self.job = job
         self.phase = Phase.GATHERING
@@ -112,17 +129,6 @@ class Coordinator(ABC):
         self._watch = Stopwatch(job.limits.tick_us_max)
         self._again_us = 0
         self._gathering_us = 0
-        self._on: dict[type, Callable[[Any], None]] = {
-            Join: self._join,
-            Report: self._report,
-            Beat: self._beat,
-            Leave: self._leave,
-            LeaseRequest: self._lease_request,
-            ShardUp: self._shard_up,
-            ShardReport: self._shard_report,
-            Ready: self._shard_ready,
-            CheckpointTaken: self._checkpoint_taken,
-        }
 
     # What happens to a coordinator.
 
@@ -139,7 +145,7 @@ class Coordinator(ABC):
     def receive(self, message: Message) -> list[Effect]:
         handler = self._on.get(type(message))
         if handler is not None:
-            handler(message)
+            handler(self, message)
         out = self._out
         self._out = []
         return out

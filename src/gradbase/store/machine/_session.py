@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from gradbase.store.machine import notes
 from gradbase.store.machine.consistency import Job
@@ -33,6 +33,7 @@ from gradbase.store.machine.messages import (
     Send,
     Stop,
     View,
+    new,
 )
 from gradbase.store.machine.timing import Stopwatch
 
@@ -43,6 +44,23 @@ class Session(ABC):
     One thing is under way at a time: a read of all shards, a computation, or a push to all shards. `nonce` is the
     process's own random number. `selection` is what every read asks for (sparse rows change it before they compute).
     """
+
+    _HANDLERS: ClassVar[dict[type, str]] = {
+        PullReply: "_pull_reply",
+        PushReply: "_push_reply",
+        Durable: "_durable_now",
+        Busy: "_busy",
+        NewTerm: "_new_term",
+        View: "_view",
+        LeaseReply: "_lease_reply",
+        Fenced: "_fenced",
+        Finished: "_finish",
+    }
+    _on: ClassVar[dict[type, Callable[[Any, Any], None]]]
+
+    def __init_subclass__(cls) -> None:
+        """Look the handlers up once a class: a machine is then no cycle of references, and is quick to make."""
+        cls._on = {kind: getattr(cls, name) for kind, name in cls._HANDLERS.items()}
 
     def __init__(self, job: Job, worker: int, nonce: int, note: notes.Notes | None = None) -> None:
         self.job = job
@@ -71,17 +89,6 @@ class Session(ABC):
         self._quiet_us = 0  # since anything moved
         self._retry_us = job.limits.retry_us
         self._beat_us = 0
-        self._on: dict[type, Callable[[Any], None]] = {
-            PullReply: self._pull_reply,
-            PushReply: self._push_reply,
-            Durable: self._durable_now,
-            Busy: self._busy,
-            NewTerm: self._new_term,
-            View: self._view,
-            LeaseReply: self._lease_reply,
-            Fenced: self._fenced,
-            Finished: self._finish,
-        }
 
     # What happens to a session.
 
@@ -92,7 +99,7 @@ class Session(ABC):
     def receive(self, message: Message) -> list[Effect]:
         handler = self._on.get(type(message))
         if handler is not None and not self.finished:
-            handler(message)
+            handler(self, message)
         out = self._out
         self._out = []
         return out
@@ -108,7 +115,7 @@ class Session(ABC):
     def leave(self) -> list[Effect]:
         """Go, and let others have what this session held. Nothing more is to be asked of it."""
         if self.session and not self.finished:
-            self._out.append(Send(COORDINATOR, Leave(self.worker, self.session)))
+            self._out.append(new(Send, (COORDINATOR, Leave(self.worker, self.session))))
         self.finished = True
         return self._take()
 
@@ -130,7 +137,7 @@ class Session(ABC):
     # Joining and terms.
 
     def _join(self) -> None:
-        self._out.append(Send(COORDINATOR, Join(self.worker, self.nonce)))
+        self._out.append(new(Send, (COORDINATOR, Join(self.worker, self.nonce))))
 
     def _new_term(self, message: NewTerm) -> None:
         if message.nonce != self.nonce or message.term < self.term:
@@ -143,7 +150,7 @@ class Session(ABC):
                 self._open = False
                 self._stop()
             if not self._open:
-                self._out.append(Send(COORDINATOR, self._report()))
+                self._out.append(new(Send, (COORDINATOR, self._report())))
 
     def _view(self, message: View) -> None:
         if message.session != self.session or message.term != self.term or self._open:
@@ -172,7 +179,7 @@ class Session(ABC):
         """Until the term is open here, leases and versions are those of the term before: they are not told."""
         if self.session:
             progress, done = (self._progress(), self._lease_done()) if self._open else (0, -1)
-            self._out.append(Send(COORDINATOR, Beat(self.term, self.worker, self.session, progress, done)))
+            self._out.append(new(Send, (COORDINATOR, Beat(self.term, self.worker, self.session, progress, done))))
 
     def _stop(self) -> None:
         self._reading.clear()
@@ -191,7 +198,7 @@ class Session(ABC):
             self._join()
         elif not self._open:
             if self.term:
-                self._out.append(Send(COORDINATOR, self._report()))
+                self._out.append(new(Send, (COORDINATOR, self._report())))
         else:
             for shard in sorted(self._reading):
                 self._send_pull(shard)
@@ -200,7 +207,7 @@ class Session(ABC):
     def _push_again(self) -> None:
         for shard in sorted(self._incomplete):
             if self._pushes[shard]:
-                self._out.extend(Send(self._shards[shard], push) for push in self._pushes[shard].values())
+                self._out.extend(new(Send, (self._shards[shard], push)) for push in self._pushes[shard].values())
             else:
                 self._poll(shard, self.seq)
         if self._retained:
@@ -210,30 +217,34 @@ class Session(ABC):
                     self._send_retained(shard)
 
     def _poll(self, shard: int, seq: int) -> None:
-        self._out.append(Send(self._shards[shard], Poll(self.term, self.worker, self.session, seq)))
+        self._out.append(new(Send, (self._shards[shard], Poll(self.term, self.worker, self.session, seq))))
 
     # Reads.
 
     def _read(self) -> None:
+        pull = new(Pull, (self.term, self.worker, self.session, self.seq, self.selection))
         self._reading.update(range(self._all))
-        for shard in range(self._all):
-            self._send_pull(shard)
+        self._out.extend([new(Send, (shard, pull)) for shard in self._shards])
 
     def _send_pull(self, shard: int) -> None:
-        pull = Pull(self.term, self.worker, self.session, self.seq, self.selection)
-        self._out.append(Send(self._shards[shard], pull))
+        pull = new(Pull, (self.term, self.worker, self.session, self.seq, self.selection))
+        self._out.append(new(Send, (self._shards[shard], pull)))
 
     def _pull_reply(self, message: PullReply) -> None:
         shard = message.shard
         if shard not in self._reading or not self._awaited(message):
-            return
+            return  # late, or doubled
         self._reading.remove(shard)
         self._values[shard] = message.value
         if self._note is not None:
-            self._note(notes.Read(self.worker, self.session, shard, self.term, self.seq, message.clock, message.value))
-        self._moved()
-        self._learn(shard, message.durable)
+            self._note(
+                new(notes.Read, (self.worker, self.session, shard, self.term, self.seq, message.clock, message.value))
+            )
+        self._quiet_us = 0
+        if message.durable > self._durable[shard]:
+            self._learn(shard, message.durable)
         if not self._reading:
+            self._retry_us = self.job.limits.retry_us
             self._has_read(tuple(self._values))
 
     def _awaited(self, message: PullReply | PushReply) -> bool:
@@ -256,17 +267,19 @@ class Session(ABC):
             self._unpushed[shard, lane] = left
         else:
             del self._unpushed[shard, lane]
-        push = Push(self.term, self.worker, self.session, self.seq, lane, self._batch(lane), part, parts, payload)
+        push = new(
+            Push, (self.term, self.worker, self.session, self.seq, lane, self._batch(lane), part, parts, payload)
+        )
         self._push(shard, push)
-        self._moved()
+        self._quiet_us = 0
 
     def _push(self, shard: int, push: Push) -> None:
         if self._note is not None and shard == 0 and push.part == 0:
-            self._note(notes.Pushed(self.worker, self.session, self.term, push.seq, push.lane, push.batch))
+            self._note(new(notes.Pushed, (self.worker, self.session, self.term, push.seq, push.lane, push.batch)))
         self._pushes[shard][push.lane, push.part] = push
         if self.job.retains:
             self._retain(shard, push)
-        self._out.append(Send(self._shards[shard], push))
+        self._out.append(new(Send, (self._shards[shard], push)))
 
     def _retain(self, shard: int, push: Push) -> None:
         if not self._retained or self._retained[-1][0] != push.seq:
@@ -277,7 +290,8 @@ class Session(ABC):
         shard = message.shard
         if message.term != self.term or message.session != self.session or not self._open:
             return
-        self._learn(shard, message.durable)
+        if message.durable > self._durable[shard]:
+            self._learn(shard, message.durable)
         if message.seq != self.seq or shard not in self._incomplete:
             return
         if not message.complete:
@@ -285,7 +299,7 @@ class Session(ABC):
             return
         self._pushes[shard].clear()
         self._incomplete.remove(shard)
-        self._moved()
+        self._quiet_us = 0
         if not self._incomplete and not self._unpushed:
             self._has_pushed()
 
@@ -319,7 +333,7 @@ class Session(ABC):
         for seq, pushes in self._retained:
             if seq >= self._durable[shard]:
                 for push in pushes[shard]:
-                    self._out.append(Send(self._shards[shard], self._of_this_term(push)))
+                    self._out.append(new(Send, (self._shards[shard], self._of_this_term(push))))
 
     def _of_this_term(self, push: Push) -> Push:
         return push._replace(term=self.term) if push.term != self.term else push

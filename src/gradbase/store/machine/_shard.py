@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from gradbase.store.machine import notes
 from gradbase.store.machine.consistency import Job
@@ -38,6 +38,7 @@ from gradbase.store.machine.messages import (
     Sync,
     TakeCheckpoint,
     WriteCheckpoint,
+    new,
 )
 from gradbase.store.machine.timing import Stopwatch
 
@@ -48,6 +49,21 @@ class Shard(ABC):
     After `opened` it waits to be fenced and opened by the coordinator. The engine makes a new object for every
     process.
     """
+
+    _HANDLERS: ClassVar[dict[type, str]] = {
+        Pull: "_pull",
+        Push: "_push",
+        Poll: "_poll",
+        Fence: "_fence",
+        Open: "_open",
+        TakeCheckpoint: "_take_checkpoint",
+        CheckpointKept: "_checkpoint_kept",
+    }
+    _on: ClassVar[dict[type, Callable[[Any, Any], None]]]
+
+    def __init_subclass__(cls) -> None:
+        """Look the handlers up once a class: a machine is then no cycle of references, and is quick to make."""
+        cls._on = {kind: getattr(cls, name) for kind, name in cls._HANDLERS.items()}
 
     def __init__(self, job: Job, shard: int, pages: Pages, note: notes.Notes | None = None) -> None:
         self.job = job
@@ -78,15 +94,6 @@ class Shard(ABC):
         self._opening: Open | None = None
         self._watch = Stopwatch(job.limits.tick_us_max)
         self._beat_us = 0
-        self._on: dict[type, Callable[[Any], None]] = {
-            Pull: self._pull,
-            Push: self._push,
-            Poll: self._poll,
-            Fence: self._fence,
-            Open: self._open,
-            TakeCheckpoint: self._take_checkpoint,
-            CheckpointKept: self._checkpoint_kept,
-        }
 
     # What happens to a shard.
 
@@ -110,7 +117,7 @@ class Shard(ABC):
     def receive(self, message: Message) -> list[Effect]:
         handler = self._on.get(type(message))
         if handler is not None and self.incarnation:
-            handler(message)
+            handler(self, message)
         out = self._out
         self._out = []
         return out
@@ -131,7 +138,7 @@ class Shard(ABC):
         while unsynced and unsynced[0].lsn <= lsn:
             unsynced.popleft()
         if self._note is not None:
-            self._note(notes.Synced(self.shard, self.incarnation, lsn))
+            self._note(new(notes.Synced, (self.shard, self.incarnation, lsn)))
         self._acknowledge(lsn)
         self._write_checkpoint()
         if self._report_due:
@@ -227,7 +234,7 @@ class Shard(ABC):
         self._tell_coordinator(ShardUp(self.shard, self.incarnation, self.open_term, self._step()))
 
     def _tell_coordinator(self, message: Message) -> None:
-        self._out.append(Send(COORDINATOR, message))
+        self._out.append(new(Send, (COORDINATOR, message)))
 
     # The log.
 
@@ -238,7 +245,7 @@ class Shard(ABC):
         if self._note is not None:
             seq = record.step if isinstance(record, StepRecord) else record.seq
             worker = -1 if isinstance(record, StepRecord) else record.worker
-            self._note(notes.Logged(self.shard, self.incarnation, record.lsn, worker, seq))
+            self._note(new(notes.Logged, (self.shard, self.incarnation, record.lsn, worker, seq)))
         if not self._failed_lsn:
             self._out.append(Append(record))
             self._sync()
@@ -255,13 +262,11 @@ class Shard(ABC):
             self._out.extend(Append(record) for record in self._unsynced if record.lsn >= lsn)
             self._sync()
 
-    def _acknowledging(self, worker: int, durable: int) -> int:
-        """The `durable` of a reply; noted when it says something new."""
-        if durable > self._told[worker]:
-            self._told[worker] = durable
-            if self._note is not None:
-                self._note(notes.Acknowledged(self.shard, self.incarnation, worker, durable))
-        return durable
+    def _tell(self, worker: int, durable: int) -> None:
+        """A reply says something new about what is durable."""
+        self._told[worker] = durable
+        if self._note is not None:
+            self._note(notes.Acknowledged(self.shard, self.incarnation, worker, durable))
 
     # Checkpoints.
 

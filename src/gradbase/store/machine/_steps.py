@@ -23,6 +23,7 @@ from gradbase.store.machine.messages import (
     Send,
     ShardReport,
     StepRecord,
+    new,
 )
 
 _UNLOADED = -1
@@ -66,7 +67,8 @@ class StepShard(Shard):
 
     def _stage(self, message: Push) -> None:
         if len(self._unsynced) >= self._unsynced_max:
-            self._send(message.worker, Busy(self.open_term, message.session, self.shard, message.seq))
+            busy = Busy(self.open_term, message.session, self.shard, message.seq)
+            self._out.append(new(Send, (self._workers[message.worker], busy)))
         elif self._staged[message.lane] is not None or not self._whole(message):
             self._holders.add(message.worker)
             self._reply(message.worker, message.seq, message.lane, message.part, False)
@@ -115,7 +117,7 @@ class StepShard(Shard):
     def _apply(self) -> None:
         self.pages.apply(self._update)
         if self._note is not None:
-            self._note(notes.Applied(self.shard, self.incarnation, self.term, -1, -1, self.version, -1, True))
+            self._note(new(notes.Applied, (self.shard, self.incarnation, self.term, -1, -1, self.version, -1, True)))
         self._arrive(self.version + 1)
         if self._pending:
             self._serve_pending()
@@ -158,10 +160,16 @@ class StepShard(Shard):
         value = self.pages.read(message.selection)
         if self._note is not None:
             self._note(
-                notes.Served(self.shard, self.incarnation, self.term, worker, session, message.seq, self._clock, value)
+                new(
+                    notes.Served,
+                    (self.shard, self.incarnation, self.term, worker, session, message.seq, self._clock, value),
+                )
             )
-        durable = self._acknowledging(worker, self._durable())
-        self._send(worker, PullReply(self.open_term, session, self.shard, message.seq, self._clock, value, durable))
+        durable = self.durable_lsn if self._wal else self._kept
+        if durable > self._told[worker]:
+            self._tell(worker, durable)
+        reply = new(PullReply, (self.open_term, session, self.shard, message.seq, self._clock, value, durable))
+        self._out.append(new(Send, (self._workers[worker], reply)))
 
     def _serve_pending(self) -> None:
         for worker, message in list(self._pending.items()):
@@ -170,24 +178,20 @@ class StepShard(Shard):
                 if message.seq == self.version:
                     self._serve(message)
 
-    def _durable(self) -> int:
-        return self.durable_lsn if self._wal else self._kept
-
     def _reply(self, worker: int, seq: int, lane: int, part: int, complete: bool) -> None:
-        durable = self._acknowledging(worker, self._durable())
-        self._send(
-            worker,
-            PushReply(self.open_term, self._sessions[worker], self.shard, seq, lane, part, complete, durable),
-        )
-
-    def _send(self, worker: int, message: PullReply | PushReply | Busy | Durable) -> None:
-        self._out.append(Send(self._workers[worker], message))
+        durable = self.durable_lsn if self._wal else self._kept
+        if durable > self._told[worker]:
+            self._tell(worker, durable)
+        session = self._sessions[worker]
+        reply = new(PushReply, (self.open_term, session, self.shard, seq, lane, part, complete, durable))
+        self._out.append(new(Send, (self._workers[worker], reply)))
 
     def _acknowledge(self, lsn: int) -> None:
         if self.open_term and (self._physical or lsn >= self.job.steps):
             for worker, session, _ in self._members:
-                durable = self._acknowledging(worker, lsn)
-                self._send(worker, Durable(self.open_term, session, self.shard, durable))
+                if lsn > self._told[worker]:
+                    self._tell(worker, lsn)
+                self._out.append(new(Send, (self._workers[worker], Durable(self.open_term, session, self.shard, lsn))))
 
     # Terms, recovery, checkpoints.
 

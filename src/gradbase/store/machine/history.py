@@ -112,9 +112,6 @@ class _Judge:
     def _broken(self, invariant: str, problem: str) -> None:
         self.violations.append(Violation(invariant, problem, self._position))
 
-    def _replica(self, shard: int, incarnation: int) -> _Replica:
-        return self._replicas[shard, incarnation]
-
     # Storage.
 
     def _recovered(self, note: notes.Recovered) -> None:
@@ -128,14 +125,14 @@ class _Judge:
         self._replicas[shard, note.incarnation] = replica
 
     def _logged(self, note: notes.Logged) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         if note.lsn != replica.logged + 1:
             self._broken("I5 order", f"{note} follows LSN {replica.logged}")
         replica.logged = note.lsn
         replica.unsynced.append((note.lsn, note.worker, note.seq))
 
     def _synced(self, note: notes.Synced) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         if note.lsn > replica.logged:
             self._broken("I5 order", f"{note}, but only {replica.logged} is logged")
         if note.incarnation != self._owners[note.shard]:
@@ -146,7 +143,7 @@ class _Judge:
             replica.unsynced.popleft()
 
     def _acknowledged(self, note: notes.Acknowledged) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         if not self._is_durable(replica, note.worker, note.durable):
             self._broken("I6 acknowledged means durable", f"{note} while durable is LSN {replica.durable}")
         key = (note.shard, note.worker)
@@ -160,12 +157,12 @@ class _Judge:
         return durable <= (replica.kept_step if self._bsp else replica.kept_clock[worker])
 
     def _checkpoint_counts(self, note: notes.CheckpointCounts) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         replica.kept_step = max(replica.kept_step, note.step)
         replica.kept_clock = note.clock
 
     def _restored(self, note: notes.Restored) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         replica.step = note.step
         replica.used = set(numbers_in(note.used))
         replica.count = count_of(replica.used)
@@ -187,14 +184,14 @@ class _Judge:
         self._term = note.term
 
     def _term_fenced(self, note: notes.TermFenced) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         if note.term <= replica.fenced:
             self._broken("I8 fenced", f"{note} after term {replica.fenced}")
         replica.fenced = note.term
         replica.open_term = 0
 
     def _term_opened(self, note: notes.TermOpened) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         if note.term != replica.fenced:
             self._broken("I8 fenced", f"{note}, but fenced by term {replica.fenced}")
         replica.open_term = note.term
@@ -207,13 +204,13 @@ class _Judge:
     # Updates.
 
     def _applied_step(self, note: notes.Applied) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         if note.seq != replica.step:
             self._broken("I4 exact value", f"{note} on version {replica.step}")
         replica.step = note.seq + 1
 
     def _applied_push(self, note: notes.Applied) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         worker, batch = note.worker, note.batch
         self._check_member(note, replica)
         if note.seq != replica.clock[worker]:
@@ -248,14 +245,14 @@ class _Judge:
     # Reads.
 
     def _served_step(self, note: notes.Served) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         self._check_member(note, replica)
         if note.seq != replica.step or note.clock != (replica.step,) * self.job.lanes:
             self._broken("I4 exact value", f"{note} at version {replica.step}")
         self._check_value(note, replica.step, 0)
 
     def _served_clock(self, note: notes.Served) -> None:
-        replica = self._replica(note.shard, note.incarnation)
+        replica = self._replicas[note.shard, note.incarnation]
         self._check_member(note, replica)
         clock = replica.clock
         if note.seq >= clock[note.worker]:

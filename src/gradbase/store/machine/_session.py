@@ -76,6 +76,7 @@ class Session(ABC):
         self._shards: list[Address] = [("shard", shard) for shard in range(job.shards)]
         self._open = False  # the term has a view, and this session has it
         self._all = job.shards
+        self._retains = job.retains
         self._reading: set[int] = set()  # shards whose answer is awaited
         self._values: list[Payload] = [None] * job.shards
         self._pushes: list[dict[tuple[int, int], Push]] = [
@@ -277,7 +278,7 @@ class Session(ABC):
         if self._note is not None and shard == 0 and push.part == 0:
             self._note(new(notes.Pushed, (self.worker, self.session, self.term, push.seq, push.lane, push.batch)))
         self._pushes[shard][push.lane, push.part] = push
-        if self.job.retains:
+        if self._retains:
             self._retain(shard, push)
         self._out.append(new(Send, (self._shards[shard], push)))
 

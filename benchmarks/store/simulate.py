@@ -1,0 +1,79 @@
+"""How fast the store's simulator runs, whether it is clean, and how many seeds each planted bug needs.
+
+    python -m benchmarks.store.simulate [--runs 10000] [--seed 0] [--rounds 5] > simulate.json
+
+Rates are of this process's CPU time; `heap_pairs_per_cpu_s` (one push and one pop on a small heap) says how fast the machine
+was meanwhile, so that rates of a busy and of a quiet machine can be compared. Every round runs the same seeds; the best and
+the median are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from heapq import heappop, heappush
+from random import Random
+from statistics import median
+
+from gradbase.cluster.simulator import Totals, hunt
+from tests.cluster.simulator.planted import PLANTED
+
+HEAP_ROUNDS = 100_000
+FINDS = 3  # how many failing seeds of every planted bug are looked for
+
+
+def heap_pairs_per_cpu_s() -> float:
+    random = Random(1).random
+    heap = [(number, number) for number in range(20)]
+    start_s = time.process_time()
+    for number in range(HEAP_ROUNDS):
+        heappush(heap, (heappop(heap)[0] + int(random() * 200), number))
+    return HEAP_ROUNDS / (time.process_time() - start_s)
+
+
+def measure(first: int, runs: int) -> dict[str, float]:
+    pace = heap_pairs_per_cpu_s()
+    totals = hunt(range(first, first + runs))
+    return {
+        "events_per_cpu_s": round(totals.events_per_cpu_s),
+        "receipts_per_cpu_s": round(totals.messages / totals.cpu_s),
+        "runs_per_cpu_s": round(totals.runs / totals.cpu_s, 1),
+        "events_per_run": round(totals.events / totals.runs, 1),
+        "heap_pairs_per_cpu_s": round(pace),
+        "failed": len(totals.failed),
+    }
+
+
+def seeds_to_find(name: str) -> dict[str, object]:
+    """The first seeds that show a planted bug, and the invariant that is broken first."""
+    planted = PLANTED[name]
+    found: Totals = hunt(range(FINDS * planted.seeds_max), planted.machines, planted.job, failures_max=FINDS)
+    return {
+        "bug": name,
+        "seeds": [outcome.plan.seed for outcome in found.failed],
+        "broken": sorted({outcome.violations[0].invariant for outcome in found.failed}),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=2_000, help="seeds a round (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rounds = [measure(options.seed, options.runs) for _ in range(options.rounds)]
+    rates = [measured["events_per_cpu_s"] for measured in rounds]
+    report = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "rounds": rounds,
+        "events_per_cpu_s": {"best": max(rates), "median": median(rates)},
+        "planted": [seeds_to_find(name) for name in PLANTED],
+    }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

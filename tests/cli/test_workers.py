@@ -39,6 +39,13 @@ def test_events_and_a_store_that_goes_on_with_the_same_bits(cache: Path, tmp_pat
     assert events(again.stdout)[-1]["parameters_sha256"] == summary["parameters_sha256"]
 
 
+def test_a_planned_step_inside_its_budget_gives_the_same_bits(cache: Path) -> None:
+    arguments = ("train", STREAM, "--workers", 2, "--steps", 4, "--json")
+    eager, planned = called(cache, *arguments), called(cache, *arguments, "--memory", "300MB")
+    assert planned.returncode == 0, planned.stderr
+    assert events(planned.stdout)[-1]["parameters_sha256"] == events(eager.stdout)[-1]["parameters_sha256"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DONE, INTERRUPTED = 0, 130
 _OPTIONS = ("workers", "consistency", "durability", "store", "resume", "address")
-_ALONE = ("compare_eager", "analyze", "html", "perfetto", "rules")  # are about one plan in this process
+_ALONE = ("compare_eager", "analyze", "html", "perfetto", "rules", "no_rule", "spill", "catalog")  # of one plan, here
 
 
 def wanted(arguments: argparse.Namespace) -> bool:

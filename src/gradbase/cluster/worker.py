@@ -123,15 +123,20 @@ class Learner:
 
     In eager mode a gradient is copied to its buffer, and freed, as soon as autograd has completed it; autograd's own
     way into a preset `.grad` would need the buffer zeroed first, and read, added to and written again.
+
+    With `memory` the forward and backward pass are planned to fit into it (`gradbase.compile_gradients`), at the first
+    batch; gradients then have buffers of the process, and are copied from there when all are complete.
     """
 
-    def __init__(self, recipe: Recipe, stream: BatchStream) -> None:
+    def __init__(self, recipe: Recipe, stream: BatchStream, memory: str | int | None = None) -> None:
         self._recipe = recipe
         self._stream = stream
         self._buffers: Mapping[nn.Parameter, torch.Tensor] = {}
         self._missing: set[nn.Parameter] = set()
         self._parameters = [p for p in recipe.model.parameters() if p.requires_grad]
-        for parameter in self._parameters:
+        self._memory = memory
+        self._planned: Callable[[Any], torch.Tensor] | None = None
+        for parameter in self._parameters if memory is None else ():
             parameter.register_post_accumulate_grad_hook(self._store)
 
     def batch(self, number: int) -> Any:
@@ -145,14 +150,34 @@ class Learner:
 
     def gradient(self, number: int, batch: Any, buffers: Mapping[nn.Parameter, torch.Tensor]) -> float:
         """The gradient of micro-batch `number` into `buffers`, zeros where the loss does not reach; the loss."""
+        run = self._run_eagerly if self._memory is None else self._run_planned
+        return float(run(forward_seed(self._recipe.seed, number), batch, buffers))
+
+    def _run_eagerly(
+        self, seed: int, batch: Any, buffers: Mapping[nn.Parameter, torch.Tensor]
+    ) -> torch.Tensor:
         self._buffers = buffers
         self._missing = set(self._parameters)
-        torch.default_generator.manual_seed(forward_seed(self._recipe.seed, number))
+        torch.default_generator.manual_seed(seed)
         loss = self._recipe.loss(self._recipe.model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self._missing:
             buffers[parameter].zero_()
-        return float(loss.detach())
+        return loss.detach()
+
+    def _run_planned(self, seed: int, batch: Any, buffers: Mapping[nn.Parameter, torch.Tensor]) -> torch.Tensor:
+        if self._planned is None:
+            from gradbase.compiled import compile_gradients
+
+            for parameter in self._parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            self._planned = compile_gradients(self._recipe.model, self._recipe.loss, batch, memory=self._memory)
+        torch.default_generator.manual_seed(seed)
+        loss = self._planned(batch)
+        for parameter in self._parameters:
+            assert parameter.grad is not None
+            buffers[parameter].copy_(parameter.grad)
+        return loss
 
     def _store(self, parameter: torch.Tensor) -> None:
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None

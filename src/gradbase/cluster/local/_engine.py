@@ -110,14 +110,15 @@ class LocalEngine:
         )
         closing.callback(steward.abort)
         self._steward = steward
-        task = Task(request.build, layout.to_json(), rule.to_json(), job.lanes, request.shared, request.threads)
+        fixed = (layout.to_json(), rule.to_json(), job.lanes)
+        task = Task(request.build, *fixed, request.shared, request.threads, request.memory)
         launcher.launch(task, steward, slab, where)
         ours, theirs = Channel.pair()
         steward.call(lambda: steward.admit(theirs))
         steward.start()
         if self._stop_asked:
             steward.stop()
-        serve(ours, *equip(recipe, slab, where, shared=request.shared))
+        serve(ours, *equip(recipe, slab, where, shared=request.shared, budget=request.memory))
         steward.join()
         _take_values(recipe, pages, where)
         return Outcome(recipe.model, steward.steps_done, self._stop_asked, self._lost_count, slab.nbytes)

@@ -29,6 +29,7 @@ class Task:
     lanes: int
     shared: bool
     threads: int
+    memory: str | int | None = None
     recipe: Recipe | None = field(default=None, repr=False)
 
     def warm(self) -> None:
@@ -43,18 +44,20 @@ class Task:
             assert self.recipe is not None
             where = Map(Layout.from_json(self.layout), UpdateRule.from_json(self.rule), self.lanes)
             slab = Slab(fds[1])
-            serve(channel, *equip(self.recipe, slab, where, shared=self.shared))
+            serve(channel, *equip(self.recipe, slab, where, shared=self.shared, budget=self.memory))
         except GradbaseError as error:
             channel.send("failed", error.problem, *error.remedies)
         except Exception as error:
             channel.send("failed", f"a worker failed: {type(error).__name__}: {error}", *_place(error))
 
 
-def equip(recipe: Recipe, slab: Slab, where: Map, *, shared: bool) -> tuple[Learner, LocalMemory]:
-    """What a servant needs, in any process."""
+def equip(
+    recipe: Recipe, slab: Slab, where: Map, *, shared: bool, budget: str | int | None
+) -> tuple[Learner, LocalMemory]:
+    """What a servant needs, in any process that reaches the slab. `budget`: the memory of its step."""
     memory = LocalMemory(recipe.model, SharedPages(slab, where), where, shared=shared)
     stream = BatchStream(recipe.batches, recipe.random_state, 2 * where.lanes)
-    return Learner(recipe, stream), memory
+    return Learner(recipe, stream, budget), memory
 
 
 def _place(error: Exception) -> list[str]:

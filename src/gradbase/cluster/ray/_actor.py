@@ -68,10 +68,11 @@ class Servant:
         """Over the slab where it is on this host, else over the wire."""
         slab = _slab_at(self._home)
         if slab is not None:
-            return equip(recipe, slab, where, shared=self._task.shared)
+            return equip(recipe, slab, where, shared=self._task.shared, budget=self._task.memory)
         connection = connect(parse_address(self._home.pages), self._home.token)
         memory = RemoteMemory(recipe.model, where, connection, number, shared=self._task.shared)
-        return Learner(recipe, BatchStream(recipe.batches, recipe.random_state, 2 * where.lanes)), memory
+        stream = BatchStream(recipe.batches, recipe.random_state, 2 * where.lanes)
+        return Learner(recipe, stream, self._task.memory), memory
 
 
 def _slab_at(home: Home) -> Slab | None:

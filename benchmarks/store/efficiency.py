@@ -2,11 +2,11 @@
 
     python -m benchmarks.store.efficiency [--models mlp,transformer,wide] [--modes ...] [--rounds 3] [--out FILE.json]
 
-Modes, each of 2 workers with 1 thread: `local` (gradbase, bsp), `ray` (gradbase's Ray engine), `independent` (two
-processes that share nothing: the ceiling, as cores share caches and memory), `ddp` (DistributedDataParallel on gloo),
-`ray-example` (the synchronous parameter server of Ray's documentation). Every round runs `single` and then each mode;
-the efficiency of a round is that of neighbours in time, and the median over rounds is reported. CPU time is user and
-system time of all processes of the mode between the first and the last step counted, so start-up is not in it.
+Modes, each of 2 workers with 1 thread: `local` (gradbase, bsp), `ray` (gradbase's Ray engine on this host),
+`independent` (two processes that share nothing: the ceiling, as cores share caches and memory) and `ddp`
+(DistributedDataParallel on gloo). Every round runs `single` and then each mode; the efficiency of a round is that of
+neighbours in time, and the median over rounds is reported. CPU time is user and system time of all processes of the
+mode, Ray's own included, between the first and the last step counted, so start-up is not in it.
 """
 
 from __future__ import annotations
@@ -109,6 +109,15 @@ def process_cpu_s(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def process_tree(pid: int) -> list[int]:
+    """A process and all that it has started, and they."""
+    found = [pid]
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in tasks.read_text().split():
+            found += process_tree(int(child))
+    return found
+
+
 # -- one process, and copies of it
 
 
@@ -173,7 +182,7 @@ def engine_run(name: str, steps: int, engine_of: Callable[..., Any]) -> float:
 
     def mark(report: Any) -> None:
         if report.step in (WARM_STEPS, WARM_STEPS + steps) and report.step not in marks:
-            marks[report.step] = sum(process_cpu_s(pid) for pid in engine.processes())
+            marks[report.step] = sum(process_cpu_s(pid) for pid in process_tree(os.getpid()))
 
     engine = engine_of(Request(functools.partial(build, name, steps), WORKERS), on_report=mark)
     engine.run()
@@ -186,9 +195,16 @@ def local(name: str, steps: int) -> float:
     return engine_run(name, steps, LocalEngine)
 
 
+def ray(name: str, steps: int) -> float:
+    from gradbase.cluster.ray import RayEngine
+
+    return engine_run(name, steps, RayEngine)
+
+
 MODES: dict[str, Callable[[str, int], float]] = {
     "independent": lambda name, steps: _children("independent", name, steps, WORKERS),
     "local": local,
+    "ray": ray,
     "ddp": lambda name, steps: _children("ddp", name, steps, WORKERS),
 }
 

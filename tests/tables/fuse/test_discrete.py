@@ -110,12 +110,12 @@ def test_numbers_that_are_nearly_the_same_support_each_other() -> None:
 def test_what_a_source_says_wrongly_of_one_value_is_learned() -> None:
     random, world = np.random.default_rng(0), World()
     for i in range(400):
-        world.truth[f"o{i}"] = f"place {random.integers(30)}"
+        world.truth[f"o{i}"] = f"place {random.integers(300)}"
         mistaken = i % 5 == 0
         world.say(f"o{i}", "parser", "Elizabeth" if mistaken else world.truth[f"o{i}"])
         for source in ("other", "third"):
             right = random.random() < 0.7
-            world.say(f"o{i}", source, world.truth[f"o{i}"] if right else f"place {random.integers(30)}")
+            world.say(f"o{i}", source, world.truth[f"o{i}"] if right else f"place {random.integers(300)}")
     claims = world.claims()
     result = infer(claims)
     assert gate(result, "lift")[0]
@@ -129,7 +129,7 @@ def test_copiers_are_found_and_discounted() -> None:
     claims = world.claims()
     gated, off = infer(claims), infer(claims, config=Config(copies="off"))
     assert gate(gated, "copies")[0]
-    assert world.accuracy(claims, gated) > world.accuracy(claims, off) + 0.01
+    assert world.accuracy(claims, gated) > world.accuracy(claims, off) + 0.2
     named = {
         (claims.source_names[c], claims.source_names[o])
         for c, o in zip(gated.copies["copier"], gated.copies["original"], strict=True)

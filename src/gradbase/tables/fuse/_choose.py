@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradbase.tables.fuse._copying import Copying, detect, nothing_copied
+from gradbase.tables.fuse._copying import Copying, detect, foretold, nothing_copied, twins
 from gradbase.tables.fuse._discrete import Fit, Model, fit, link, posterior, predict, without_similarity
 from gradbase.tables.fuse._gates import SHARPNESSES, Folds, Gate, best_sharpness, judge
 from gradbase.tables.fuse._problem import Problem
@@ -17,6 +17,8 @@ from gradbase.tables.fuse._types import AttributeOptions, Config, Floats
 
 GATED_CLAIMS_MAX = 120_000  # of larger problems a part decides what is kept
 _COPY_ROUNDS = 2
+_PAIR_COST = 3.0  # nats: of two stories that foretell alike, the one with fewer copiers,
+_PARTIAL_COST = 8.0  # and the one in which they copy all, for that leaves less to chance
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class _Choice:
     lifted: bool
     informed: bool  # by features of sources
     copied: bool
+    twins: bool  # the search for copies starts from sources that always agree
     sharpness: float
     rate: float  # of change in time; 0 where the truth is constant
     gates: tuple[Gate, ...]
@@ -67,7 +70,7 @@ def solve(
             fitted = fit(model, weight, config.iterations_max)
         network.close()
     if choice.copied:
-        fitted, weight, copying = _discounted(model, fitted, problem.weight, config)
+        fitted, weight, copying = _discounted(model, fitted, problem.weight, config, choice.twins)
     chains, timeline = chain(model) if choice.rate else None, None
     if chains is not None:
         fitted, timeline = refine(model, chains, fitted, weight, choice.sharpness, choice.rate)
@@ -114,11 +117,11 @@ def _choose(
     informed = False
     if network is not None:
         informed, model, fits = _judge_features(model, folds, fits, config, network, gates)
-    copied, fits = _judge_copies(model, folds, fits, config, gates)
+    copied, from_twins, fits = _judge_copies(model, folds, fits, config, gates)
     sharpness, gate = best_sharpness(folds, model, fits)
     gates.append(gate)
     rate, sharpness = _judge_time(model, folds, fits, sharpness, gates)
-    return _Choice(similar, model.lifted, informed, copied, sharpness, rate, tuple(gates))
+    return _Choice(similar, model.lifted, informed, copied, from_twins, sharpness, rate, tuple(gates))
 
 
 class _Prior:
@@ -186,26 +189,50 @@ def _judge_time(
 
 def _judge_copies(
     model: Model, folds: Folds, fits: list[Fit], config: Config, gates: list[Gate]
-) -> tuple[bool, list[Fit]]:
-    """Copies are discounted when that predicts the sources better that copy from nobody: what a copier says next is
-    no measure, for it is foretold by its original whether or not the original is right."""
+) -> tuple[bool, bool, list[Fit]]:
+    """Whether copies are discounted, whether the search for them starts from twins, and the fits.
+
+    Of two starts the one is taken whose truths and copiers together foretell the held-out claims better, less a cost
+    for every pair. Copies are then discounted when that predicts the sources better that copy from nobody: what a
+    copier says next is no measure, for it is foretold by its original whether or not the original is right.
+    """
     if config.copies == "off":
-        return False, fits
-    discounted, without, having = [], [], []
-    for fitted, held in zip(fits, folds.held, strict=True):
-        other, _, copying = _discounted(model, fitted, folds.weight * ~held, config)
-        discounted.append(other)
+        return False, False, fits
+    weights = [folds.weight * ~held for held in folds.held]
+    folded = list(zip(fits, folds.held, weights, strict=True))
+    found = {start: [_discounted(model, f, w, config, start) for f, _, w in folded] for start in (False, True)}
+
+    def total(start: bool) -> float:
+        own = [predict(model, other, held) for (other, _, _), held in zip(found[start], folds.held, strict=True)]
+        parts = zip(found[start], own, folds.held, weights, strict=True)
+        return sum(
+            float(foretold(model, copying, p, held, w).sum()) - _cost(copying)
+            for (_, _, copying), p, held, w in parts
+        )
+
+    start = total(True) > total(False) + 1e-6
+    without, having = [], []
+    for (fitted, held, _), (other, _, copying) in zip(folded, found[start], strict=True):
         independent = ~np.isin(model.problem.source[held], copying.copier)
         without.append(predict(model, fitted, held)[independent])
         having.append(predict(model, other, held)[independent])
     gate = judge("copies", np.concatenate(without), np.concatenate(having))
     copied = gate.kept or config.copies == "ungated"
     gates.append(replace(gate, kept=copied))
-    return copied, discounted if copied else fits
+    return copied, start, [other for other, _, _ in found[start]] if copied else fits
 
 
-def _discounted(model: Model, fitted: Fit, weight: Floats, config: Config) -> tuple[Fit, Floats, Copying]:
+def _cost(copying: Copying) -> float:
+    return float((_PAIR_COST + _PARTIAL_COST * (1 - copying.rate)).sum())
+
+
+def _discounted(
+    model: Model, fitted: Fit, weight: Floats, config: Config, from_twins: bool
+) -> tuple[Fit, Floats, Copying]:
     """Find copies and fit again without them, twice: better truths show copies better."""
+    if from_twins:
+        own = weight * twins(model, fitted, weight).independence(model.problem.claims)
+        fitted = fit(model, own, config.iterations_max)
     for _ in range(_COPY_ROUNDS):
         copying = detect(model, fitted, weight)
         own = weight * copying.independence(model.problem.claims)

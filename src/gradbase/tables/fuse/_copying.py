@@ -16,13 +16,15 @@ import numpy as np
 
 from gradbase.tables.fuse._discrete import Fit, Model
 from gradbase.tables.fuse._relations import EXACT, OTHER
-from gradbase.tables.fuse._types import Floats, Ints
+from gradbase.tables.fuse._types import Bools, Floats, Ints
 
 CLAIMERS_MAX = 24  # a value claimed by more is popular
 PAIRS_MAX = 4000  # suspects that are looked at closely
 SAME_MIN = 3  # values shared before a pair is suspected
-RATES = np.array([0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
+RATES = np.array([0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 0.98])
 _EVIDENCE_MIN = 3.0  # nats, beyond what the number of pairs asks for
+_TWIN_RATE = 0.88  # of the shared items: from here on two sources are suspected before any truth is known
+_TWIN_SAME = 10
 _DATED_SHARE = 0.8  # of the shared values: so many later ones make the later source the copier
 
 
@@ -89,6 +91,50 @@ def detect(model: Model, fitted: Fit, weight: Floats) -> Copying:
         if len(position)
         else nothing_copied()
     )
+
+
+def twins(model: Model, fitted: Fit, weight: Floats) -> Copying:
+    """Pairs that nearly always say the same, before anything is believed: a clique of copiers that outvotes the others
+    makes its own truth, by which it is the others who seem to copy their mistakes from each other."""
+    problem = model.problem
+    same = _same_values(model, np.flatnonzero(weight > 0), _chance(model, fitted))
+    pair, names = _groups(problem.source[same.copying] * problem.sources + problem.source[same.copied])
+    often = np.bincount(pair, minlength=len(names)) >= _TWIN_SAME
+    used, position = often[pair], np.cumsum(often) - 1
+    names, pair = names[often], position[pair[used]]
+    same = _Same(same.copying[used], same.copied[used], same.chance[used])
+    copier, original = names // max(1, problem.sources), names % max(1, problem.sources)
+    shared, agreed = _shared_items(model, weight, copier, original), np.bincount(pair, minlength=len(names))
+    rate = agreed / np.maximum(shared, 1)
+    kept = rate >= _TWIN_RATE
+    if not kept.any():
+        return nothing_copied()
+    used, none = kept[pair], np.zeros(int(kept.sum()))
+    copied = np.minimum(rate[pair[used]], RATES[-1])
+    return Copying(
+        copier[kept], original[kept], none, rate[kept], shared[kept], agreed[kept], same.copying[used], copied
+    )
+
+
+def foretold(model: Model, copying: Copying, own: Floats, held: Bools, weight: Floats) -> Floats:
+    """(held claims,) log probability when copiers may take what their originals say of the item. `own` (held claims,)
+    is that of the sources speaking for themselves, `weight` that of the claims that are not held out."""
+    problem = model.problem
+    claims, given = np.flatnonzero(held), weight > 0
+    order = np.argsort(copying.copier, kind="stable")
+    bounds = np.searchsorted(copying.copier[order], np.arange(problem.sources + 1))
+    pairs = np.diff(bounds)[problem.source[claims]]
+    claim = np.repeat(np.arange(len(claims)), pairs)
+    within = np.arange(len(claim)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
+    pair = order[bounds[problem.source[claims]][claim] + within]
+    original, at = copying.original[pair], claims[claim]
+    spoke = np.isin(original * problem.items + problem.item[at], (problem.source * problem.items + problem.item)[given])
+    said = problem.source * problem.candidates + problem.candidate
+    agrees = np.isin(original * problem.candidates + problem.candidate[at], said[given])
+    rate = np.where(spoke, np.minimum(copying.rate[pair], 0.98), 0.0)
+    alone = np.exp(np.bincount(claim, np.log1p(-rate), len(claims)))
+    share = np.bincount(claim, rate * agrees, len(claims)) / np.maximum(np.bincount(claim, rate, len(claims)), 1e-12)
+    return np.log(alone * np.exp(own) + (1 - alone) * share)
 
 
 def nothing_copied() -> Copying:

@@ -16,6 +16,7 @@ from gradbase.tables._columns import column, named, table
 from gradbase.tables.evaluate import Evaluation, evaluate_numbers, evaluate_values, majority_right
 from gradbase.tables.io import (
     ATTRIBUTE,
+    CLAIM_BYTES,
     CONFIDENCE,
     OBJECT,
     SOURCE,
@@ -96,7 +97,8 @@ def read_fuse_claims(
 
     with Workspace() as workspace:
         scan = open_scan(source, workspace, table=table, query=query)
-        coded = read_coded(scan, workspace, (OBJECT, ATTRIBUTE, SOURCE, VALUE, TIME, CONFIDENCE), columns)
+        roles = (OBJECT, ATTRIBUTE, SOURCE, VALUE, TIME, CONFIDENCE)
+        coded = read_coded(scan, workspace, roles, columns, row_bytes=CLAIM_BYTES)
     attributes = _texts(coded.names["attribute"]) if "attribute" in coded.names else [ATTRIBUTE_OF_ALL]
     code = coded.codes.get("attribute", np.zeros(len(coded), dtype=np.int32)).astype(np.int64)
     return Claims(

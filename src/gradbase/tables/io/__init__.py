@@ -15,7 +15,7 @@ from gradbase.tables.io._columns import (
     Role,
     resolve,
 )
-from gradbase.tables.io._machine import available_bytes, needed_bytes
+from gradbase.tables.io._machine import CLAIM_BYTES, available_bytes, needed_bytes
 from gradbase.tables.io._outputs import TABLE_ENDINGS, Outputs
 from gradbase.tables.io._scan import Scan
 from gradbase.tables.io._scans import open_scan
@@ -25,6 +25,7 @@ from gradbase.tables.io._workspace import Workspace, modules
 __all__ = [
     "ANSWER",
     "ATTRIBUTE",
+    "CLAIM_BYTES",
     "CONFIDENCE",
     "ITEM",
     "LABEL",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gradbase.common.errors import TableError
 from gradbase.tables.io._columns import Role, resolve
-from gradbase.tables.io._machine import available_bytes, refuse_too_many
+from gradbase.tables.io._machine import LABEL_BYTES, available_bytes, refuse_too_many
 from gradbase.tables.io._scan import Scan
 from gradbase.tables.io._workspace import Workspace, literal, quoted
 
@@ -59,14 +59,16 @@ def read_coded(
     roles: Sequence[Role],
     given: Mapping[str, str] | None = None,
     *,
+    row_bytes: int = LABEL_BYTES,
     available: int | None = None,
 ) -> CodedTable:
     """Read the columns of `roles`. Raises TableError, also for rows that do not fit into memory.
 
-    `available` bytes of memory; what the machine has where it is not given.
+    `row_bytes` is what a row takes until the answer is there; `available` bytes of memory, what the machine has where
+    it is not given.
     """
     columns = resolve(list(scan.columns), roles, given, scan.name)
-    refuse_too_many(scan.name, scan.rows, available_bytes() if available is None else available)
+    refuse_too_many(scan.name, scan.rows, available_bytes() if available is None else available, row_bytes)
     read = _load(scan, workspace, columns)
     if not read:
         raise TableError(f"{scan.name} has no rows", "expected one row per claim")

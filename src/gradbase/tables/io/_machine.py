@@ -10,12 +10,13 @@ from gradbase.common.units import format_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
 _BASE_BYTES = 400 * 2**20  # torch, DuckDB and what DuckDB holds before it spills
-_CLAIM_BYTES = 100  # of reading and inference together, a claim; ten million take less than 1 GiB
+LABEL_BYTES = 100  # measured: of reading and inference together, a label in `crowd`
+CLAIM_BYTES = 1400  # and a claim in `fuse`, whose values are objects
 
 
-def needed_bytes(rows: int) -> int:
+def needed_bytes(rows: int, row_bytes: int = LABEL_BYTES) -> int:
     """What `rows` claims take at most, from reading to the answer."""
-    return _BASE_BYTES + _CLAIM_BYTES * rows
+    return _BASE_BYTES + row_bytes * rows
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int | None:
@@ -30,13 +31,13 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROU
     return min(found, default=None)
 
 
-def refuse_too_many(name: str, rows: int | None, available: int | None) -> None:
+def refuse_too_many(name: str, rows: int | None, available: int | None, row_bytes: int = LABEL_BYTES) -> None:
     """Raises TableError when `rows` claims cannot be held in `available` bytes; either may be unknown."""
-    if rows is None or available is None or needed_bytes(rows) <= available:
+    if rows is None or available is None or needed_bytes(rows, row_bytes) <= available:
         return
-    fits = max(available - _BASE_BYTES, 0) // _CLAIM_BYTES
+    fits = max(available - _BASE_BYTES, 0) // row_bytes
     raise TableError(
-        f"{name} has about {rows:,} rows, which need {format_bytes(needed_bytes(rows))} of memory, and"
+        f"{name} has about {rows:,} rows, which need {format_bytes(needed_bytes(rows, row_bytes))} of memory, and"
         f" {format_bytes(available)} are free",
         f"about {fits:,} rows fit: read it in parts (a query per part, state in and out), or on a larger machine",
     )

@@ -158,7 +158,7 @@ class Steward:
         self._tickets = self._nonces = self._deaths = 0
         self._newest_seq = self._newest_batch = -1
         self._stopping = self._over = False
-        self._final: Any = None  # the checkpoint that is taken at the end
+        self._kept = False  # the last checkpoint was asked for
         self._next_watch_s = 0.0
         self._next_checkpoint_s = time.monotonic() + storage.checkpoint_interval_s
         self._calls: deque[Callable[[], None]] = deque()
@@ -192,8 +192,9 @@ class Steward:
     def call(self, work: Callable[[], None]) -> None:
         """Have `work` done on the steward's thread, unless the job is over by then."""
         self._calls.append(work)
-        with contextlib.suppress(OSError):  # full: it is being woken anyhow; closed: it is over
-            os.write(self._wake_write, b"\0")
+        with self._waking, contextlib.suppress(BlockingIOError):  # full: it is being woken anyhow
+            if not self._closed:
+                os.write(self._wake_write, b"\0")
 
     def stop(self) -> None:
         """Begin no further step, and end when the present one is over."""
@@ -234,6 +235,7 @@ class Steward:
 
     def _open_selector(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._waking, self._closed = threading.RLock(), False  # a signal handler may stop us in `call`
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self.listen(self._wake_read, self._on_wake)
@@ -270,8 +272,10 @@ class Steward:
             worker.channel.close()
         self.workers.clear()
         self._selector.close()
-        for fd in (self._wake_read, self._wake_write):
-            os.close(fd)
+        with self._waking:
+            self._closed = True
+            for fd in (self._wake_read, self._wake_write):
+                os.close(fd)
         self._storage.close()
 
     def _tick(self, now_s: float) -> None:
@@ -581,11 +585,15 @@ class Steward:
             machine.job = self.job
 
     def _wind_up(self) -> None:
-        """Everything is at rest: keep it, then end."""
-        if self._final is None and self.job.durability != "none":
+        """Everything is at rest: keep it, then end. A checkpoint of a version that will not be is given up."""
+        wanted = self.coordinator.checkpoint
+        if wanted is not None and self.job.consistency == "bsp" and wanted.number > self.job.steps:
+            wanted = self.coordinator.checkpoint = None
+        if wanted is None and not self._kept and self.job.durability != "none":
+            self._kept = True
             self._do(m.COORDINATOR, self.coordinator.take_checkpoint())
-            self._final = self.coordinator.checkpoint
-        elif self._final is None or self.coordinator.checkpoint is not self._final:
+            wanted = self.coordinator.checkpoint
+        if wanted is None:
             self._end()
 
     def _end(self) -> None:

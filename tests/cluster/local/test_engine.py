@@ -146,7 +146,12 @@ def test_a_loss_that_fails_says_so() -> None:
         LocalEngine(_request(build=functools.partial(recipes.build, fails=True))).run()
 
 
-def test_stop_ends_with_a_whole_step_and_a_store_that_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mtbf_us", [3600e6, 1e3], ids=["rarely", "all the time"])
+def test_stop_ends_with_a_whole_step_and_a_store_that_resumes(
+    tmp_path: Path, mtbf_us: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while checkpoints are taken as often as they can be, of versions that then will not be."""
+    monkeypatch.setattr("gradbase.cluster.storage._MTBF_US", mtbf_us)
     store = tmp_path / "store"
     reports: list[StepReport] = []
 

@@ -1,7 +1,7 @@
 """Inference and training in turn: what the crowd believes teaches the classifier, which is then each item's prior.
 
 The crowd's calibrated posterior P0(k | labels) and the classifier's out-of-fold p(k | features) are two witnesses of
-the same truth: P(k) is proportional to P0(k)^CROWD p(k | features) / p(k), with p(k) the classes' shares. The power is
+the same truth: P(k) is proportional to (P0(k) / p(k))^CROWD p(k | features), with p(k) the classes' shares. The power is
 below one because the workers of an item err together, by what the item looks like, while a classifier averages such
 errors over all items: two workers who agree tell less than their confusion matrices say.
 """
@@ -50,12 +50,13 @@ def with_features(crowd: Tensor, labelled: Tensor, features: Features, config: C
     encoder = Encoder.of(features)
     place = torch.from_numpy(order)
     with own_randomness(config.seed), Trainer(encoder(features)[place], crowd.shape[1], config) as trainer:
-        posterior = crowd[place]
+        posterior, said = crowd[place], crowd[place].clamp(min=1e-12).log()
         for turn in range(config.rounds):
             target, known = posterior.float(), labelled[place]
             chances, networks = cross_fitted(trainer, folds, known, target, config.seed + 100 * turn)
-            tilt = chances.double() - posterior[known].mean(0).log()
-            posterior = torch.softmax(CROWD * crowd[place].clamp(min=1e-12).log() + tilt, 1)
+            shares = posterior[known].mean(0).log()
+            posterior = torch.softmax(CROWD * (said - shares) + chances.double(), 1)
+            tilt = chances.double() - shares
             if config.on_progress:
                 config.on_progress("classifier", turn + 1, config.rounds)
     back = torch.empty_like(place)

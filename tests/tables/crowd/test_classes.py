@@ -1,0 +1,121 @@
+"""Class labels: simulated crowds with known truth, and the corners."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradbase.common.errors import UsageError
+from gradbase.tables.crowd import NONE, Claims, Config, infer
+from tests.tables.crowd.worlds import world
+
+
+def log_odds_by_item(result) -> np.ndarray:
+    why = result.why()
+    return np.bincount(why.item, why.log_odds, len(result.value))
+
+
+def assert_reasons_add_up(result) -> None:
+    odds = np.log(result.probability / np.where(result.runner_up == NONE, 1.0, result.runner_up_probability))
+    wanted = np.where(result.runner_up == NONE, 0.0, odds)
+    np.testing.assert_allclose(log_odds_by_item(result), wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "crowd",
+    [
+        dict(quality=[0.9] * 5 + [0.5] * 10, per_item=7),  # spammers
+        dict(quality=[0.85] * 8 + [0.1] * 4, per_item=7),  # adversaries
+        dict(quality=[0.85] * 6 + [0.6] * 6, drift=0.2),
+        dict(quality=[0.9, 0.9, 0.8, 0.8] + [0.3] * 8, n_classes=6, per_item=7),
+    ],
+    ids=["spammers", "adversaries", "drift", "six classes"],
+)
+def test_simulated_crowds_do_not_fool_it(crowd: dict, seed: int) -> None:
+    simulated = world(seed, **crowd)
+    result = infer(simulated.claims)
+    assert simulated.accuracy(result.value) >= simulated.accuracy(simulated.majority())
+    assert_reasons_add_up(result)
+
+
+def test_adversaries_are_told_from_honest_workers() -> None:
+    simulated = world(3, quality=[0.85] * 8 + [0.1] * 4, per_item=7)
+    workers = infer(simulated.claims).workers
+    assert workers.quality[:8].min() > 0.6 and workers.quality[8:].max() < 0.4
+    assert (workers.low < workers.quality).all() and (workers.quality < workers.high).all()
+    np.testing.assert_allclose(workers.confusion.sum(2), 1.0, atol=1e-9)
+    assert workers.claims.sum() == len(simulated.claims)
+
+
+def test_one_class_has_no_runner_up() -> None:
+    result = infer(Claims.from_columns([1, 1, 2], ["a", "b", "a"], ["x", "x", "x"]))
+    assert result.value.tolist() == [0, 0] and result.probability.tolist() == [1.0, 1.0]
+    assert result.runner_up.tolist() == [NONE, NONE]
+    assert_reasons_add_up(result)
+
+
+def test_items_that_nobody_labelled_get_the_prior() -> None:
+    result = infer(Claims.from_columns([1, 2, 3], ["a", "a", "b"], ["x", "x", "x"], items=[9], classes=["y"]))
+    assert result.claim_count.tolist() == [1, 1, 1, 0]
+    assert result.value[3] == 0 and 0.5 < result.probability[3] < 1.0
+    assert_reasons_add_up(result)
+
+
+def test_single_labels_and_single_claims() -> None:
+    """Items with one label and workers with one item: every answer is somebody's, probabilities are of the simplex."""
+    items = np.arange(50)
+    result = infer(Claims.from_columns(items, items, items % 3))
+    assert result.value.tolist() == (items % 3).tolist()
+    np.testing.assert_allclose(result.posterior.sum(1), 1.0)
+
+
+def test_three_hundred_classes() -> None:
+    """More classes than confusion matrices have room for: one number a worker."""
+    simulated = world(5, quality=[0.7] * 60 + [0.1] * 60, n_classes=300, n_items=600)
+    result = infer(simulated.claims)
+    assert result.workers.confusion is None
+    assert simulated.accuracy(result.value) > simulated.accuracy(simulated.majority())
+    assert result.workers.quality[:60].min() > result.workers.quality[60:].max()
+    assert_reasons_add_up(result)
+
+
+def test_two_answers_to_one_item_share_a_vote() -> None:
+    item, worker, label = [0, 0, 0, 1, 1, 1], list("aabcab"), [0, 1, 0, 1, 1, 1]
+    result = infer(Claims.from_columns(item, worker, label))
+    assert result.value.tolist() == [0, 1]
+    odds = result.why()
+    of_a = odds.log_odds[(odds.item == 0) & (odds.worker == 0)]
+    assert len(of_a) == 2 and of_a[0] * of_a[1] <= 0
+
+
+def test_seeds_agree_on_what_is_clear() -> None:
+    simulated = world(6, quality=[0.85] * 10)
+    first, second = (infer(simulated.claims, config=Config(seed=seed)) for seed in (0, 1))
+    sure = first.probability > 0.9
+    assert sure.sum() > 50 and (first.value == second.value)[sure].all()
+
+
+def test_the_callers_randomness_is_left_alone() -> None:
+    import torch
+
+    torch.manual_seed(1)
+    wanted = torch.rand(1)
+    torch.manual_seed(1)
+    infer(world(0, quality=[0.8] * 5).claims)
+    assert torch.rand(1) == wanted
+
+
+def test_no_claims_are_an_error() -> None:
+    with pytest.raises(UsageError, match="no claims"):
+        infer(Claims.from_columns([], [], []))
+
+
+def test_codes_beyond_the_names_are_an_error() -> None:
+    with pytest.raises(UsageError, match="label has codes from 0 to 2, expected 0 to 1"):
+        Claims(np.arange(3), np.zeros(3, int), np.arange(3), np.arange(3), np.arange(1), np.arange(2))
+
+
+def test_columns_of_different_lengths_are_an_error() -> None:
+    with pytest.raises(UsageError, match="differ in length: item 2, worker 1, label 2"):
+        Claims.from_columns([1, 2], ["a"], [0, 1])

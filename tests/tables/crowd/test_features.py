@@ -1,0 +1,93 @@
+"""The classifier: what features tell, and that nothing leaks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradbase.common.errors import UsageError
+from gradbase.tables.crowd import Claims, Config, Features, infer
+from gradbase.tables.crowd._features import Encoder, content_hashes
+from gradbase.tables.crowd._text import Rarity, compare, number, paired
+from tests.tables.crowd.worlds import world
+
+QUICK = Config(folds=3, rounds=2, steps=60)
+
+
+def known_world(seed: int = 0):
+    simulated = world(seed, quality=[0.7] * 9, per_item=3, n_items=150)
+    generator = np.random.default_rng(seed)
+    matrix = np.eye(2)[simulated.truth] + generator.normal(0, 0.4, (150, 2))
+    return simulated, Features(embedding=matrix)
+
+
+def test_features_help_and_the_classifier_predicts_what_it_has_not_seen() -> None:
+    simulated, features = known_world()
+    alone, informed = infer(simulated.claims), infer(simulated.claims, features, QUICK)
+    assert simulated.accuracy(informed.value) > simulated.accuracy(alone.value)
+    other = known_world(1)
+    told = informed.classifier.predict(other[1])
+    assert other[0].accuracy(told.argmax(1)) > 0.85
+    np.testing.assert_allclose(told.sum(1), 1.0, atol=1e-5)
+    why = informed.why()
+    odds = np.log(informed.probability / informed.runner_up_probability)
+    np.testing.assert_allclose(np.bincount(why.item, why.log_odds), odds, atol=1e-9)
+    assert "features" in why.reason
+
+
+def test_features_of_pure_noise_do_little_harm() -> None:
+    simulated, _ = known_world(2)
+    noise = Features(numeric=np.random.default_rng(0).normal(size=(150, 3)))
+    alone, informed = infer(simulated.claims), infer(simulated.claims, noise, QUICK)
+    assert simulated.accuracy(informed.value) > simulated.accuracy(alone.value) - 0.08
+
+
+def test_names_and_the_order_of_items_mean_nothing() -> None:
+    simulated, features = known_world(3)
+    claims, order = simulated.claims, np.random.default_rng(0).permutation(150)
+    place = np.argsort(order)
+    moved = Claims(place[claims.item], claims.worker, claims.label, claims.items, claims.workers, claims.classes)
+    first = infer(claims, features, QUICK)
+    second = infer(moved, Features(embedding=features.embedding[order]), QUICK)
+    np.testing.assert_allclose(second.posterior, first.posterior[order], atol=1e-3)
+
+
+def test_a_budget_is_kept_to() -> None:
+    simulated, features = known_world(4)
+    free, bound = (
+        infer(simulated.claims, features, Config(memory=m, folds=2, rounds=1, steps=20)) for m in (None, "80%")
+    )
+    np.testing.assert_array_equal(free.posterior, bound.posterior)
+
+
+def test_items_with_the_same_features_are_in_one_fold() -> None:
+    features = Features(text={"name": ["a", "b", "a"]}, numeric=np.array([[1.0], [1.0], [1.0]]))
+    first, second, third = content_hashes(features)
+    assert first == third != second
+
+
+def test_missing_numbers_are_known_to_be_missing() -> None:
+    matrix = np.array([[1.0, 2.0], [np.nan, 4.0], [3.0, 6.0]])
+    encoded = Encoder.of(Features(numeric=matrix))(Features(numeric=matrix))
+    assert encoded.shape == (3, 4) and bool(encoded.isfinite().all())
+    assert encoded[1, 0] == 0 and encoded[1, 2] != encoded[0, 2]
+
+
+def test_pairs_of_columns_are_compared() -> None:
+    assert paired(["name_a", "name_b", "price", "l_x", "r_x"]) == [("l_x", "r_x"), ("name_a", "name_b")]
+    first, second = ["Netgear FS116P switch", "Sony lens"], ["netgear switch FS-116P", "Canon camera"]
+    likeness = compare(first, second, Rarity.of([*first, *second]))
+    assert (likeness[0, :6] > likeness[1, :6]).all()
+
+
+@pytest.mark.parametrize(("text", "value"), [("$1,299.50", 1299.5), (" 7 ", 7.0), ("-3", -3.0), ("7 inches", np.nan)])
+def test_numbers_in_text(text: str, value: float) -> None:
+    np.testing.assert_equal(number(text), value)
+
+
+def test_features_of_another_length_are_an_error() -> None:
+    simulated, _ = known_world()
+    with pytest.raises(UsageError, match="'embedding' have 3 rows, expected 150"):
+        infer(simulated.claims, Features(embedding=np.zeros((3, 2))))
+    with pytest.raises(UsageError, match="no features"):
+        infer(simulated.claims, Features())

@@ -1,0 +1,92 @@
+"""Numbers and yes/no sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradbase.common.errors import UsageError
+from gradbase.tables.crowd import Claims, State, infer, next_labels
+
+
+def measured(seed: int, bias: float) -> tuple[Claims, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    truth = generator.normal(0, 10, 150)
+    deviation, offset = generator.uniform(1, 8, 9), generator.normal(0, bias, 9)
+    item, worker = np.repeat(np.arange(150), 6), np.stack([generator.permutation(9)[:6] for _ in range(150)]).ravel()
+    said = truth[item] + offset[worker] + generator.normal(0, 1, 900) * deviation[worker]
+    return Claims.from_columns(item, worker, said, kind="numbers"), truth
+
+
+@pytest.mark.parametrize("bias", [0.0, 8.0])
+def test_numbers_are_nearer_than_the_mean(bias: float) -> None:
+    claims, truth = measured(0, bias)
+    result = infer(claims)
+    mean = np.bincount(claims.item, claims.label) / np.bincount(claims.item)
+    shift = 0.0 if bias == 0 else np.median(result.value - truth)  # a bias of all workers cannot be seen
+    assert np.abs(result.value - shift - truth).mean() < np.abs(mean - truth).mean()
+    weights = result.why()
+    np.testing.assert_allclose(np.bincount(weights.item, weights.log_odds), 1.0)
+    assert (result.interval[:, 0] < result.value).all() and (result.value < result.interval[:, 1]).all()
+
+
+def test_biases_that_tell_nothing_are_left_out() -> None:
+    assert (infer(measured(1, 0.0)[0]).workers.bias == 0).all()
+    assert np.ptp(infer(measured(1, 8.0)[0]).workers.bias) > 5
+
+
+def test_rows_again_and_a_new_order_change_no_number() -> None:
+    claims, _ = measured(2, 0.0)
+    rows = np.random.default_rng(0).integers(0, len(claims), 2000)
+    rows = np.concatenate([np.arange(len(claims))[::-1], rows])
+    parts = (claims.item[rows], claims.worker[rows], claims.label[rows])
+    again = infer(Claims(*parts, claims.items, claims.workers, claims.classes, "numbers"))
+    np.testing.assert_array_equal(again.value, infer(claims).value)
+
+
+def test_one_number_and_none() -> None:
+    result = infer(Claims.from_columns([1], ["a"], [5.0], kind="numbers", items=[2]))
+    assert result.value[0] == 5.0 and np.isnan(result.value[1])
+    assert next_labels(result, 1).item.tolist() == [1]
+
+
+def test_numbers_grow() -> None:
+    claims, _ = measured(3, 0.0)
+    half = [
+        Claims.from_columns(*(c[rows] for c in (claims.item, claims.worker, claims.label)), kind="numbers")
+        for rows in (slice(0, 450), slice(450, None))
+    ]
+    state = State.from_tables(infer(half[0]).state.tables())
+    np.testing.assert_allclose(infer(half[1], state=state).value, infer(claims).value)
+
+
+def test_numbers_that_are_none_are_an_error() -> None:
+    with pytest.raises(UsageError, match="1 of 2 numbers are NaN or infinite"):
+        Claims.from_columns([1, 2], ["a", "a"], [1.0, float("nan")], kind="numbers")
+
+
+def test_sets_beat_majority_and_their_reasons_add_up() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.random((120, 5)) < np.array([0.5, 0.3, 0.1, 0.05, 0.6])
+    hit, false_alarm = generator.beta(6, 3, 15), generator.beta(2, 15, 15)
+    item = np.repeat(np.arange(120), 4)
+    worker = np.stack([generator.permutation(15)[:4] for _ in range(120)]).ravel()
+    chance = np.where(truth[item], hit[worker, None], false_alarm[worker, None])
+    chosen = [np.flatnonzero(generator.random(5) < row).tolist() for row in chance]
+    claims = Claims.from_sets(item, worker, chosen)
+    result = infer(claims)
+    votes = np.zeros((120, 5))
+    np.add.at(votes, (claims.item, claims.tag), claims.label)
+    assert (result.value == truth).mean() > ((votes > 2) == truth).mean()
+    why = result.why()
+    odds = np.zeros((120, 5))
+    np.add.at(odds, (why.item, why.tag), why.log_odds)
+    np.testing.assert_allclose(odds, np.log(result.posterior / (1 - result.posterior)), atol=1e-9)
+    again = infer(claims, state=State.from_tables(result.state.tables()))
+    assert (again.value == result.value).mean() > 0.98
+
+
+def test_a_tag_left_out_is_a_no() -> None:
+    claims = Claims.from_sets([1, 1, 2], ["a", "b", "a"], [["x", "y"], ["x"], []])
+    assert claims.classes.tolist() == ["x", "y"] and len(claims) == 6
+    assert infer(claims).value[:, 0].tolist() == [True, False]

@@ -10,7 +10,9 @@ from tests.cli.commands import called
 
 
 @pytest.mark.parametrize(("command", "header"), [("crowd", "item,worker,label"), ("fuse", "object,source,value")])
-def test_a_billion_rows(command: str, header: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_billion_rows(
+    command: str, header: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "large.csv"
     path.write_text(f"{header}\n" + "item1,worker1,label1\n" * 60_000)
     with path.open("r+b") as file:

@@ -217,7 +217,7 @@ def _recovered_s(root: Path, nbytes: int, records: int) -> tuple[float, float]:
 
 def measure_checkpoint(directory: Path, rounds: int, nbytes: int, compute_s: float) -> dict[str, Any]:
     """Checkpoints of all pages, each changed since the last, beside `compute_s` of computing and an update of all."""
-    files = DiskFiles(directory / "checkpoints")
+    files = DiskFiles(directory)
     state = State(files, nbytes)
     matrix = torch.rand(512, 512)
     rows = []
@@ -280,6 +280,7 @@ def _cpu_s(action: Callable[[], object]) -> float:
 def report(results: dict[str, Any]) -> str:
     """A line a figure: measured, and what it is to be."""
     logging, recovery, checkpoint = results["logging"], results["recovery"], results["checkpoint"]
+    at_once = results["checkpoint_at_once"]
     torch_ratio = checkpoint["torch_save_cpu_s"] / checkpoint["cpu_s"]
     lines = [
         f"disk: {results['disk']}",
@@ -293,6 +294,8 @@ def report(results: dict[str, Any]) -> str:
         f"checkpoint of {checkpoint['nbytes'] / 1e6:.0f} MB: processor {checkpoint['cpu_s'] * 1e3:.0f} ms (at most "
         f"{TARGETS['checkpoint_cpu_s'] * 1e3:.0f}), stall {checkpoint['stall_s'] * 1e3:.0f} ms (at most "
         f"{TARGETS['checkpoint_stall_s'] * 1e3:.0f}), on the disk after {checkpoint['wall_s'] * 1e3:.0f} ms",
+        f"the same, all pages overwritten at once: processor {at_once['cpu_s'] * 1e3:.0f} ms, stall "
+        f"{at_once['stall_s'] * 1e3:.0f} ms, {at_once['saved_bytes'] / 1e6:.0f} MB copied aside",
         f"torch.save: processor {checkpoint['torch_save_cpu_s'] * 1e3:.0f} ms, {torch_ratio:.1f} times; stall "
         f"{checkpoint['torch_save_s'] * 1e3:.0f} ms, {checkpoint['torch_save_s'] / checkpoint['stall_s']:.0f} times",
         f"interval: {results['interval']}",
@@ -319,7 +322,8 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         pack_us=max(logging["physical_share"], 0) * logging["step_cpu_s"] * 1e6,
         apply_us=logging["step_cpu_s"] * 1e5,
     )
-    checkpoint = measure_checkpoint(folder, arguments.rounds, arguments.nbytes, arguments.compute_s)
+    checkpoint = measure_checkpoint(folder / "beside", arguments.rounds, arguments.nbytes, arguments.compute_s)
+    at_once = measure_checkpoint(folder / "at-once", arguments.rounds, arguments.nbytes, 0.0)
     mtbf_us = 3.6e9
     interval_us = checkpoint_interval_us(checkpoint["cpu_s"] * 1e6, mtbf_us)
     loss = checkpoint_loss(interval_us, checkpoint["cpu_s"] * 1e6, mtbf_us)
@@ -330,6 +334,7 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "scheme": choice.reason,
         "recovery": measure_recovery(folder, arguments.rounds, arguments.recovery_nbytes),
         "checkpoint": checkpoint,
+        "checkpoint_at_once": at_once,
         "interval": f"every {interval_us / 1e6:.1f} s at one failure an hour, {loss:.2%} of the time lost",
         "targets": TARGETS,
     }
@@ -343,7 +348,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=1000, help="of the MLP that logs")
     parser.add_argument("--nbytes", type=int, default=500_000_000, help="of the checkpoint")
     parser.add_argument("--recovery-nbytes", type=int, default=100_000_000, help="of the recovered store")
-    parser.add_argument("--compute-s", type=float, default=0.4, help="forward and backward pass beside a checkpoint")
+    parser.add_argument("--compute-s", type=float, default=1.0, help="forward and backward pass beside a checkpoint")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     return parser.parse_args()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -381,14 +382,22 @@ class Snapshot:
         return FilePart(data_file.nbytes, header_crc, tuple(pieces[index] for index in mine))
 
     def _write_run(self, out: Out, run: Sequence[int]) -> list[int]:
-        """Write pieces that follow each other in the file, at once, and give their checksums."""
+        """Write pieces that follow each other in the file, and give their checksums."""
+        checks = []
+        for saved, group in itertools.groupby(run, lambda index: self._disturbed and self._state[index] == _SAVED):
+            part = list(group)
+            nbytes = sum(len(self._owner.places[index].memory) for index in part)
+            self._written += nbytes
+            aligned = all(self._owner.places[index].is_aligned for index in part)
+            straight = aligned and out.goes_straight(nbytes) and (saved or not self._disturbed)
+            checks += self._write_straight(out, part) if straight else self._write_staged(out, part)
+        return checks
+
+    def _write_staged(self, out: Out, run: Sequence[int]) -> list[int]:
+        """Copy the pieces to where their bytes are aligned as in the file, and write that."""
         places = self._owner.places
-        start, end = places[run[0]].offset, places[run[-1]].end
-        self._written += end - start
-        undisturbed = not self._disturbed or all(self._state[index] == _SAVED for index in run)
-        if undisturbed and out.goes_straight(end - start) and all(places[index].is_aligned for index in run):
-            return self._write_straight(out, run)
-        stage = out.stage(start, end)
+        start = places[run[0]].offset
+        stage = out.stage(start, places[run[-1]].end)
         checks = []
         for index in run:
             view = stage[places[index].offset - start : places[index].end - start]
@@ -399,7 +408,7 @@ class Snapshot:
         return checks
 
     def _write_straight(self, out: Out, run: Sequence[int]) -> list[int]:
-        """The same without a copy. Whoever overwrites one of the pieces waits for the write; `_disturbed` says so."""
+        """The same without a copy. Whoever overwrites one of the pieces waits for the write, unless it was saved."""
         parts = [self._hold(index) for index in run]
         checks = [checksum(part) for part in parts]
         out.write_straight(self._owner.places[run[0]].offset, parts)

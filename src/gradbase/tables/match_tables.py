@@ -237,11 +237,12 @@ def golden_table(clusters: Any, columns: Sequence[str], truths: Any, why: Any) -
         found |= {f"{column}_reason": [None] * len(names)}
     reasons = _reasons(why)
     for row in truths.to_pylist():
-        at, column = place[row["object"]], row["attribute"]
+        at, column = place[str(row["object"])], str(row["attribute"])  # names of digits are read as numbers
         said = found[column][at]
         found[column][at] = str(row["value"]) if said is None else f"{said}; {row['value']}"
-        found[f"{column}_probability"][at] = row["probability"]
-        found[f"{column}_reason"][at] = reasons.get((row["object"], column))
+        before = found[f"{column}_probability"][at]
+        found[f"{column}_probability"][at] = row["probability"] if before is None else min(before, row["probability"])
+        found[f"{column}_reason"][at] = reasons.get((str(row["object"]), column))
     return table(found)
 
 
@@ -251,7 +252,7 @@ def _reasons(why: Any) -> dict[tuple[str, str], str]:
     for row in why.to_pylist():
         if row["source"] is not None:
             said = f"{row['source']} says {row['value']!r} ({row['log_odds']:+.2f})"
-            told.setdefault((row["object"], row["attribute"]), []).append((-row["log_odds"], said))
+            told.setdefault((str(row["object"]), str(row["attribute"])), []).append((-row["log_odds"], said))
     return {key: "; ".join(text for _, text in sorted(rows)) for key, rows in told.items()}
 
 

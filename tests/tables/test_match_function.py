@@ -1,0 +1,44 @@
+"""`gradbase.match` on tables, and the golden table it makes."""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+
+import gradbase
+from gradbase.tables.match_tables import golden_table, table_names
+
+
+def test_duplicates_of_one_table_whose_records_have_no_ids() -> None:
+    connection = duckdb.connect()
+    names = ["blue ridge grill", "blue ridge grill", "zum stein", "canoe", "horseradish grill", "la grotta"]
+    found = gradbase.match({"name": names, "7": [1, 1, 2, 3, 4, 5]}, golden=True, into=connection)
+    assert found.clusters["record"].to_pylist() == [str(row) for row in range(6)]
+    golden = found.golden.to_pylist()
+    assert sum(row["records"] for row in golden) == 6
+    assert {row["name"] for row in golden} == set(names) and all(row["name_reason"] for row in golden)
+    assert {row["7"] for row in golden} == {"1", "2", "3", "4", "5"}
+    assert connection.sql("SELECT count(*) FROM match_golden").fetchall() == [(len(golden),)]
+
+
+def test_a_golden_table_has_a_reason_for_every_cell() -> None:
+    clusters = pa.table({"table": ["a", "b", "a"], "record": ["1", "2", "3"], "cluster": ["10", "10", "9"]})
+    truths = pa.table({
+        "object": [9, 10, 10, 10], "attribute": ["name", "name", "tags", "tags"], "value": ["x", "y", "t", "u"],
+        "probability": [0.9, 0.8, 0.7, 0.6],
+    })  # fmt: skip
+    why = pa.table({
+        "object": [10, 10, 10], "attribute": ["name"] * 3, "source": ["b", "a", None], "value": ["z", "y", None],
+        "log_odds": [-0.5, 1.5, 9.0],
+    })  # fmt: skip
+    rows = golden_table(clusters, ["name", "tags"], truths, why).to_pylist()
+    assert [(row["cluster"], row["records"], row["name"], row["tags"]) for row in rows] == [
+        ("9", 1, "x", None), ("10", 2, "y", "t; u")
+    ]  # fmt: skip
+    assert rows[1]["name_reason"] == "a says 'y' (+1.50); b says 'z' (-0.50)" and rows[1]["name_probability"] == 0.8
+    assert rows[1]["tags_probability"] == 0.6  # of several members the least sure
+
+
+def test_tables_are_called_like_their_files() -> None:
+    assert table_names("x/fodors.csv", "zagats.csv.gz") == ("fodors", "zagats")
+    assert table_names("x/t.csv", "y/t.csv") == table_names({}, "y.csv") == ("a", "b")

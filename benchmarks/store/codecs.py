@@ -40,7 +40,7 @@ class Training:
     def __init__(self, codec: Codec, lanes: int, warmup: int) -> None:
         torch.manual_seed(0)
         self.model = gpt.model()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3, weight_decay=0.1)
         rule = rule_of(self.optimizer, self.model)
         self.layout = lay_out(specs_of_model(self.model, costs=rule.costs()), 1)
         memory = allocate(self.layout, rule)

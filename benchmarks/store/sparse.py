@@ -1,4 +1,4 @@
-"""Embedding rows pulled and pushed a second, beside nn.Embedding(sparse=True) with the same optimizer in the same process.
+"""Embedding rows pulled and pushed a second, beside nn.Embedding(sparse=True) with the same optimizer.
 
     python -m benchmarks.store.sparse [--rows 200000] [--width 64] [--ids 20000] [--rounds 15] [--json]
 

@@ -31,7 +31,7 @@ class Rows(Protocol):
 
 def combine(ids: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum values of the same id, first to last: ids int64 [n], values [n, ...] to ascending ids [m], sums [m, ...]."""
-    if len(ids) == 0:
+    if bool((ids[1:] > ids[:-1]).all()):
         return ids, values
     ordered, positions = torch.sort(ids, stable=True)
     first = torch.ones(len(ids), dtype=torch.bool)

@@ -61,6 +61,7 @@ class _Actors:
         self._ray = _imported_ray()
         self._request, self._wire, self._closing = request, wire, closing
         self._token = new_token()
+        self._over = False
         _connect(self._ray, request, address, closing)
         self._host = "127.0.0.1" if address is None else self._ray.util.get_node_ip_address()
 
@@ -93,9 +94,13 @@ class _Actors:
     def _wait(self, serving: list[Any], steward: Steward) -> None:
         """A call that ends before the job does, other than by a death that Ray mends, is a failure."""
         for call in serving:
+            if self._over:
+                return  # asking Ray for anything now would start it again
             try:
                 self._ray.get(call)
             except Exception as error:
+                if self._over:
+                    return
                 problem = f"a Ray actor failed: {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
                 steward.call(functools.partial(_fail, problem))
 
@@ -118,6 +123,7 @@ class _Actors:
         steward.call(lambda: steward.admit(Channel(sock)))
 
     def _kill(self) -> None:
+        self._over = True
         for actor in self._actors:
             self._ray.kill(actor)
 

@@ -170,3 +170,18 @@ def test_a_new_term_keeps_what_is_held() -> None:
     effects = session.receive(View(2, 1, 2, (), (1, 1)))
     assert [push.batch for push in sent(effects, Push)] == [4, 4]
     assert [pull.seq for pull in sent(effects, Pull)] == [2, 2]
+
+
+def test_a_shard_that_has_a_push_from_the_term_before_may_say_so_early() -> None:
+    session = new_session(job("asp"), 0, 77)
+    opened(session, seq=1)
+    leased(session, (4, 5))
+    for shard in range(2):
+        session.receive(value(shard, 1))
+    session.tick(0)
+    assert not sent(session.tick(RETRY_US), Poll), "nothing was pushed yet"
+    session.computed(1, 1, 0, 0, 0, 2, "half")
+    assert not session.receive(complete(0, 1)), "the other half, and the other shard's, are still being computed"
+    session.computed(1, 1, 0, 0, 1, 2, "half")
+    session.computed(1, 1, 0, 1, 0, 1, "whole")
+    assert [pull.seq for pull in sent(session.receive(complete(1, 1)), Pull)] == [2, 2]

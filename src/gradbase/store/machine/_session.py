@@ -209,7 +209,7 @@ class Session(ABC):
         for shard in sorted(self._incomplete):
             if self._pushes[shard]:
                 self._out.extend(new(Send, (self._shards[shard], push)) for push in self._pushes[shard].values())
-            else:
+            elif not self._unpushed:
                 self._poll(shard, self.seq)
         if self._retained:
             for shard in range(self._all):
@@ -273,14 +273,17 @@ class Session(ABC):
         )
         self._push(shard, push)
         self._quiet_us = 0
+        if not self._unpushed and not self._incomplete:
+            self._has_pushed()
 
     def _push(self, shard: int, push: Push) -> None:
         if self._note is not None and shard == 0 and push.part == 0:
             self._note(new(notes.Pushed, (self.worker, self.session, self.term, push.seq, push.lane, push.batch)))
-        self._pushes[shard][push.lane, push.part] = push
         if self._retains:
             self._retain(shard, push)
-        self._out.append(new(Send, (self._shards[shard], push)))
+        if shard in self._incomplete:  # else it had all of this in the term before, and has said so
+            self._pushes[shard][push.lane, push.part] = push
+            self._out.append(new(Send, (self._shards[shard], push)))
 
     def _retain(self, shard: int, push: Push) -> None:
         if not self._retained or self._retained[-1][0] != push.seq:

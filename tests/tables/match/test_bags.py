@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradbase.tables.match._bags import Bags, ranges
@@ -11,6 +11,7 @@ from gradbase.tables.match._bags import Bags, ranges
 SETS = st.lists(st.lists(st.sampled_from("abcdef"), max_size=5), min_size=1, max_size=5)
 
 
+@settings(max_examples=40)
 @given(SETS, SETS)
 def test_similarities_are_those_of_plain_sets(left, right):
     bags = Bags(left, right)

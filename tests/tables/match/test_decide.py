@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradbase.tables.match import _decide
@@ -9,6 +9,7 @@ from gradbase.tables.match import _decide
 SCORED = st.lists(st.tuples(st.integers(-20, 20), st.booleans()), min_size=2, max_size=30)
 
 
+@settings(max_examples=50)
 @given(SCORED)
 def test_the_threshold_is_nearly_the_best_there_is(rows):
     log_odds = np.array([s / 4 for s, _ in rows])
@@ -27,6 +28,7 @@ def test_zero_is_kept_where_it_is_as_good_as_any():
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(-9, 9)), max_size=20)
 
 
+@settings(max_examples=50)
 @given(PAIRS)
 def test_one_partner_at_most_and_never_an_idle_pair(rows):
     left, right, log_odds = (np.array([r[k] for r in rows], dtype=np.int64) for k in range(3))
@@ -55,3 +57,11 @@ def test_a_weak_link_does_not_chain_two_clusters():
 
 def test_clusters_are_named_by_their_least_member():
     assert _decide.names_of(np.array([7, 3, 7]), ["b", "c", "a"]) == ("a", "c", "a")
+
+
+def test_two_partners_are_seldom_only_up_to_a_few_slips():
+    left, right = np.arange(100), np.arange(100)
+    every = np.ones(100, dtype=bool)
+    assert _decide.seldom_two(left, right, every) and _decide.seldom_two(left, right, ~every)
+    assert _decide.seldom_two(np.minimum(left, 98), right, every)
+    assert not _decide.seldom_two(left, right // 2, every)

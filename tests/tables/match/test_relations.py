@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradbase.tables.match import _relations
@@ -10,6 +10,7 @@ from gradbase.tables.match._relations import LIMIT, NAMES, Labels, best_rival, e
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(-6, 6), st.booleans()), min_size=1, max_size=12)
 
 
+@settings(max_examples=50)
 @given(ROWS)
 def test_the_best_rival_is_the_best_other_open_pair_of_the_record(rows):
     records, scores, open_ = (np.array([r[k] for r in rows]) for k in range(3))
@@ -46,7 +47,7 @@ def test_logistic_model_finds_the_weights_and_adds_up():
     chance = np.random.default_rng(0)
     table = chance.normal(size=(4000, 2))
     target = chance.random(4000) < 1 / (1 + np.exp(-(2 * table[:, 0] - 1)))
-    model = fit_logistic(table, target.astype(float))
+    model = fit_logistic(table, target.astype(float), np.ones(4000))
     assert np.allclose(model.weights / model.scale, [2, 0], atol=0.2)
     assert np.allclose(model.contributions(table).sum(axis=1) + model.intercept, model.log_odds(table))
 

@@ -25,7 +25,7 @@ from gradbase.tables.match._types import (
 )
 from gradbase.tables.match._unsupervised import fit_mixture
 
-LABELS_LEAST = 5  # of matches, and of other pairs, for training; with fewer, labels only anchor the mixture
+LABELS_LEAST = 30  # of matches, and of other pairs, for training; with fewer, labels only anchor the mixture
 
 Explain = Callable[[Ints], tuple[Floats, Floats]]
 
@@ -245,17 +245,18 @@ def _exclusive(table: _Table, config: Config) -> bool:
 def _supervised(table: _Table, left: Ints, right: Ints, targets: Floats, config: Config) -> _Scored:
     """Networks on similarities, then a logistic model of their scores and of what other pairs say, cross-fitted."""
     features = compare(table.left, table.other, left, right)
+    mixture = fit_mixture(features, left, right, exclusive=_exclusive(table, config))
     known = np.flatnonzero(~np.isnan(targets))
     folds = np.full(len(left), -1, dtype=np.int64)
     folds[known] = _network.folds_of(len(known), config.seed)
-    matcher = _network.train(features.values, known, targets[known], folds[known], config)
+    lessons = _network.Lessons.of(targets, mixture.guesses, folds, config.seed)
+    matcher = _network.train(features.values, lessons, config)
     scores = matcher.log_odds(features.values, folds)
-    prior = fit_mixture(features, left, right, exclusive=_exclusive(table, config)).log_odds
     labels = _relations.Labels(folds, np.nan_to_num(targets))
-    evidence = _relations.evidence(scores, prior, left, right, labels)
+    evidence = _relations.evidence(scores, mixture.log_odds, left, right, labels)
     if not config.other_pairs:
         evidence[:, _relations.OWN :] = 0.0
-    return _Judge.fit(features, matcher, scores, evidence, labels).scored()
+    return _Judge.fit(features, matcher, scores, evidence, folds, lessons).scored()
 
 
 @dataclass(frozen=True)
@@ -271,13 +272,21 @@ class _Judge:
 
     @classmethod
     def fit(
-        cls, features: Features, matcher: _network.Matcher, scores: Floats, evidence: Floats, labels: _relations.Labels
+        cls,
+        features: Features,
+        matcher: _network.Matcher,
+        scores: Floats,
+        evidence: Floats,
+        folds: Ints,
+        lessons: _network.Lessons,
     ) -> _Judge:
         models = {}
+        weights = lessons.weights()
         for fold in range(-1, _network.FOLDS):
-            seen = labels.known & (labels.folds != fold)
-            models[fold] = _relations.fit_logistic(evidence[seen], labels.targets[seen])
-        return cls(features, matcher, scores, evidence, labels.folds, models)
+            seen = (lessons.folds != fold) | (fold < 0)
+            rows = lessons.rows[seen]
+            models[fold] = _relations.fit_logistic(evidence[rows], lessons.targets[seen], weights[seen])
+        return cls(features, matcher, scores, evidence, folds, models)
 
     def scored(self) -> _Scored:
         own = tuple(zip(self.features.columns, self.features.names, strict=True))
@@ -312,13 +321,13 @@ def _decided(
     """Which pairs match, the threshold (log-odds) and whether a record was kept to one partner."""
     known = ~np.isnan(targets)
     threshold = _threshold(log_odds, targets, known, trained, config)
-    free = log_odds > threshold
-    single = keep = _decide.keep_best(free, log_odds, left, right)
-    one = config.one_to_one == "yes"
+    matched = log_odds > threshold
+    single = config.one_to_one == "yes"
     if config.one_to_one == "auto" and config.other_pairs and table.right is not None:
-        answers = targets[known] > 0.5
-        one = not trained or _decide.f1_score(keep[known], answers) >= _decide.f1_score(free[known], answers)
-    return np.where(known, targets > 0.5, single if one else free), threshold, one
+        single = _decide.seldom_two(left, right, known & (targets > 0.5))
+    if single:
+        matched = _decide.keep_best(matched, log_odds, left, right)
+    return np.where(known, targets > 0.5, matched), threshold, single
 
 
 def _threshold(log_odds: Floats, targets: Floats, known: NDArray[np.bool_], trained: bool, config: Config) -> float:

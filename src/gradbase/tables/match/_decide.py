@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from gradbase.tables.match._types import Floats, Ints
 
+_TWICE_MOST = 0.03  # of the records with a match: slips of who labelled, or copies in one table
+
 
 def choose_threshold(log_odds: Floats, targets: NDArray[np.bool_]) -> float:
     """The log-odds that part held-out pairs with the best F1; among nearly as good ones, the nearest to 0.
@@ -35,6 +37,12 @@ def _nearest_to_zero(middles: Floats, above: Floats, below: Floats) -> float:
 def f1_score(matched: NDArray[np.bool_], targets: NDArray[np.bool_]) -> float:
     """2 TP / (2 TP + FP + FN); 0 where there is nothing to find and nothing was found."""
     return float(2 * (matched & targets).sum() / max(matched.sum() + targets.sum(), 1))
+
+
+def seldom_two(left: Ints, right: Ints, matches: NDArray[np.bool_]) -> bool:
+    """Whether, among known matches, at most `_TWICE_MOST` of the records have a second one (true without any)."""
+    counts = [np.bincount(side[matches]) for side in (left, right)]
+    return all((c > 1).sum() <= _TWICE_MOST * (c > 0).sum() for c in counts)
 
 
 def keep_best(matched: NDArray[np.bool_], log_odds: Floats, left: Ints, right: Ints) -> NDArray[np.bool_]:

@@ -23,12 +23,15 @@ import gradbase as gb
 from gradbase.tables.match._types import Config, Floats, Ints
 
 FOLDS = 8
+GUESSES_WEIGH = 10.0  # labelled pairs: what all guesses together count for
 
 _BINS_MOST = 8
 _POSITIVES_PER_BIN = 8
 _HIDDEN = 24
 _DROPOUT = 0.3
 _BATCH_MOST = 128
+_BATCH_GUESSES = 32
+_GUESSES_MOST = 1000
 _STEPS = 600
 _LEARNING_RATE = 3e-3
 _WEIGHT_DECAY = 1e-2
@@ -153,41 +156,71 @@ def folds_of(pairs: int, seed: int) -> Ints:
     return np.random.default_rng(seed).permutation(pairs) % FOLDS
 
 
-def train(values: NDArray[np.float32], labelled: Ints, targets: Floats, folds: Ints, config: Config) -> Matcher:
-    """Train on rows `labelled` of `values` (float32[pairs, features]), whose targets are between 0 and 1.
+@dataclass(frozen=True)
+class Lessons:
+    """What to learn from: rows of the values, targets (0 to 1) and folds, -1 for guesses.
 
-    Quantiles are of all rows, labelled or not. `folds`: of the labelled rows.
+    Guesses are pairs without a label and what the unsupervised model thinks of them; all of them together weigh as
+    much as `GUESSES_WEIGH` labelled pairs. They keep few labels, which are rarely a fair sample, from misleading.
     """
+
+    rows: Ints
+    targets: Floats
+    folds: Ints
+
+    @classmethod
+    def of(cls, targets: Floats, guesses: Floats, folds: Ints, seed: int) -> Lessons:
+        """From targets of all pairs (NaN without label) and guesses of all pairs, of which a sample is taken."""
+        known = np.flatnonzero(~np.isnan(targets))
+        others = np.flatnonzero(np.isnan(targets))
+        others = np.random.default_rng(seed).permutation(others)[:_GUESSES_MOST]
+        rows = np.concatenate([known, others])
+        return cls(rows, np.concatenate([targets[known], guesses[others]]), folds[rows])
+
+    @property
+    def labelled(self) -> int:
+        return int((self.folds >= 0).sum())
+
+    def weights(self) -> Floats:
+        """Of each row: 1 with a label."""
+        guesses = max(len(self.rows) - self.labelled, 1)
+        return np.where(self.folds >= 0, 1.0, GUESSES_WEIGH / guesses)
+
+
+def train(values: NDArray[np.float32], lessons: Lessons, config: Config) -> Matcher:
+    """Train on pairs, float32[pairs, features]; the encoding's quantiles are of all pairs, labelled or not."""
+    targets = lessons.targets[: lessons.labelled]
     positives = int(min(targets.sum(), (1 - targets).sum()))
     encoder = Encoder.fit(values, int(np.clip(positives // _POSITIVES_PER_BIN, 1, _BINS_MOST)))
-    networks = FOLDS * config.members
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = Ensemble(len(encoder.low), networks)
-        data = _tensors(encoder.encode(values[labelled]), targets, folds, config.members)
-        _run(model, data, config)
+        model = Ensemble(len(encoder.low), FOLDS * config.members)
+        _run(model, encoder.encode(values[lessons.rows]), lessons, config)
     return Matcher(encoder, model.eval(), config.members)
 
 
-def _tensors(encoded: NDArray[np.float32], targets: Floats, folds: Ints, members: int) -> _Batch:
+def _tensors(encoded: NDArray[np.float32], lessons: Lessons, guess_weight: float, members: int) -> _Batch:
     fold_of = np.repeat(np.arange(FOLDS), members)
-    weight = (folds[:, None] != fold_of).astype(np.float32)
-    return torch.from_numpy(encoded), torch.from_numpy(targets.astype(np.float32)), torch.from_numpy(weight)
+    weight = (lessons.folds[:, None] != fold_of) * np.where(lessons.folds >= 0, 1.0, guess_weight)[:, None]
+    parts = encoded, lessons.targets.astype(np.float32), weight.astype(np.float32)
+    return torch.from_numpy(parts[0]), torch.from_numpy(parts[1]), torch.from_numpy(parts[2])
 
 
-def _run(model: Ensemble, data: _Batch, config: Config) -> None:
-    """All steps have one shape, so there is one plan."""
-    rows = len(data[0])
-    size = min(_BATCH_MOST, rows)
+def _run(model: Ensemble, encoded: NDArray[np.float32], lessons: Lessons, config: Config) -> None:
+    """A batch is some labelled pairs, in turns, and some guesses. All have one shape, so there is one plan."""
+    labelled, rows = lessons.labelled, len(lessons.rows)
+    size, guesses = min(_BATCH_MOST, labelled), min(_BATCH_GUESSES, rows - labelled)
+    guess_weight = GUESSES_WEIGH / labelled * size / max(guesses, 1)
+    data = _tensors(encoded, lessons, guess_weight, config.members)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=_STEPS + 1)
     order = np.random.default_rng(config.seed)
-    first = tuple(x[:size] for x in data)
-    waiting: list[int] = []
-    with gb.compile(model, _loss, optimizer, first, config.memory) as step:
+    waiting = order.permutation(labelled)
+    with gb.compile(model, _loss, optimizer, tuple(x[: size + guesses] for x in data), config.memory) as step:
         for _ in range(_STEPS):
             if len(waiting) < size:
-                waiting = order.permutation(rows).tolist()
-            chosen, waiting = torch.tensor(waiting[:size]), waiting[size:]
+                waiting = order.permutation(labelled)
+            drawn = order.choice(np.arange(labelled, rows), guesses, replace=False) if guesses else waiting[:0]
+            chosen, waiting = torch.from_numpy(np.concatenate([waiting[:size], drawn])), waiting[size:]
             step(tuple(x[chosen] for x in data))
             schedule.step()

@@ -93,7 +93,7 @@ class Logistic:
         return self.contributions(table).sum(axis=1) + self.intercept
 
 
-def fit_logistic(table: Floats, targets: Floats) -> Logistic:
+def fit_logistic(table: Floats, targets: Floats, rows_weigh: Floats) -> Logistic:
     """Ridge-penalised logistic regression by Newton's method: a convex problem in a handful of weights."""
     mean, scale = table.mean(axis=0), table.std(axis=0) + 1e-6
     inputs = np.column_stack([(table - mean) / scale, np.ones(len(table))])
@@ -101,6 +101,6 @@ def fit_logistic(table: Floats, targets: Floats) -> Logistic:
     weights = np.zeros(inputs.shape[1])
     for _ in range(_NEWTON_STEPS):
         p = 1 / (1 + np.exp(-inputs @ weights))
-        curvature = (inputs.T * (p * (1 - p))) @ inputs + ridge
-        weights -= np.linalg.solve(curvature, inputs.T @ (p - targets) + ridge @ weights)
+        curvature = (inputs.T * (p * (1 - p) * rows_weigh)) @ inputs + ridge
+        weights -= np.linalg.solve(curvature, inputs.T @ ((p - targets) * rows_weigh) + ridge @ weights)
     return Logistic(mean, scale, weights[:-1], float(weights[-1]))

@@ -43,6 +43,11 @@ class Mixture:
     names: tuple[tuple[str, str], ...]
     intercept: float
 
+    @property
+    def guesses(self) -> Floats:
+        """Probabilities as the mixture itself believes them: nearly decided, good to learn from."""
+        return 1 / (1 + np.exp(-self.log_odds / _SURENESS))
+
 
 def fit_mixture(
     features: Features, left: Ints, right: Ints, *, exclusive: bool, known: Floats | None = None

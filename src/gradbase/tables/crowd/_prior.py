@@ -1,8 +1,8 @@
 """Inference and training in turn: what the crowd believes teaches the classifier, which is then each item's prior.
 
 The crowd's calibrated posterior P0(k | labels) and the classifier's out-of-fold p(k | features) are two witnesses of
-the same truth: P(k) is proportional to (P0(k) / p(k))^CROWD p(k | features), with p(k) the classes' shares. The power is
-below one because the workers of an item err together, by what the item looks like, while a classifier averages such
+the same truth: P(k) is proportional to (P0(k) / p(k))^CROWD p(k | features), with p(k) the classes' shares. The power
+is below one because the workers of an item err together, by what the item looks like, while a classifier averages such
 errors over all items: two workers who agree tell less than their confusion matrices say.
 """
 

@@ -91,7 +91,7 @@ def _kind_by_values(claims: Claims, rows: Ints, distinct: Sequence[Any]) -> str:
 
 
 def _share(values: Sequence[Any], test: Any) -> float:
-    return sum(map(test, values)) / len(values)
+    return float(sum(map(test, values)) / len(values))
 
 
 def _names_most(hierarchy: Hierarchy, distinct: Sequence[Any]) -> bool:
@@ -133,4 +133,4 @@ def _agreement(pairs: Floats) -> float:
     if within == 0 or same_anywhere == anywhere:
         return 1.0
     chance = same_anywhere / anywhere
-    return (same / within - chance) / (1 - chance)
+    return float((same / within - chance) / (1 - chance))

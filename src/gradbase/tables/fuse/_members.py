@@ -76,4 +76,5 @@ def _rate(seen: Floats, of: Floats, prior: tuple[float, float]) -> Floats:
     strength = sum(prior)
     common = (seen.sum() + prior[0]) / (of.sum() + strength)
     common = (common + prior[0] / strength) / 2
-    return np.clip((seen + strength * common) / (np.maximum(of, seen) + strength), 1e-4, 1 - 1e-4)
+    shrunk: Floats = np.clip((seen + strength * common) / (np.maximum(of, seen) + strength), 1e-4, 1 - 1e-4)
+    return shrunk

@@ -85,14 +85,14 @@ class Problem:
             vocabulary=self.vocabulary[kept],
         )
 
-    def per_candidate(self, amounts: Floats | None = None) -> Floats:
+    def per_candidate(self, amounts: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Sums over claims by candidate; counts without amounts."""
         return np.bincount(self.candidate, amounts, self.candidates)
 
-    def per_item(self, amounts: Floats | None = None) -> Floats:
+    def per_item(self, amounts: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         return np.bincount(self.item, amounts, self.items)
 
-    def per_source(self, amounts: Floats | None = None) -> Floats:
+    def per_source(self, amounts: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         return np.bincount(self.source, amounts, self.sources)
 
     def sources_of_items(self) -> Ints:
@@ -127,7 +127,7 @@ def read_keys(claims: Claims, kinds: Mapping[int, Kind]) -> Keys:
     return Keys(codes, _objects(keys), _objects(values))
 
 
-def factorize(values: Sequence[Any]) -> tuple[Ints, list[Any]]:
+def factorize(values: Sequence[Any] | Objects) -> tuple[Ints, list[Any]]:
     """Codes (n,) and the distinct values in order of first appearance; None and NaN get -1."""
     seen: dict[Any, int] = {}
     codes = np.empty(len(values), dtype=np.int64)
@@ -278,4 +278,5 @@ def _sum_by(group: Ints, hashes: Hashes) -> Hashes:
 
 
 def _uniform(hashes: Hashes) -> Floats:
-    return (hashes >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    drawn: Floats = (hashes >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return drawn

@@ -13,8 +13,8 @@ from gradbase.cli import main
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "no command given, expected one of explain, train, crowd, fuse, match, catalog, doctor"),
-        (["trian"], "'trian' is not one of explain, train, crowd, fuse, match, catalog, doctor, did you mean 'train'?"),
+        ([], "no command given, expected one of explain, train, crowd, fuse, match, catalog, store, doctor"),
+        (["trian"], "'trian' is not one of explain, train, crowd, fuse, match, catalog, store, doctor, did you mean 'train'?"),
         (["train"], "RECIPE.py"),
         (["train", "a.py", "--memroy", "40%"], "unknown argument '--memroy', did you mean '--memory'?"),
         (["train", "a.py", "--memroy=40%"], "did you mean '--memory'?"),

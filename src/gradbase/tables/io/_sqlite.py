@@ -35,7 +35,8 @@ def sqlite_scan(path: Path, workspace: Workspace, table: str | None, query: str 
 
 
 def _sqlite(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    """For reading only. DuckDB asks for rows from any of its threads, one at a time."""
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
 
 
 def _sqlite_relation(

@@ -124,7 +124,7 @@ def told(error: Exception) -> str:
     """What DuckDB or Arrow says on one line: without advice on options that cannot be given here."""
     damaged = re.search(r"CSV (?:parse|conversion) error.*?: (.*)|\[table\] (.*)", str(error))
     if damaged:
-        return (damaged.group(1) or damaged.group(2)).strip()
+        return re.sub(r"\.? Detail: Python exception.*", "", damaged.group(1) or damaged.group(2)).strip()
     lines: list[str] = []
     for line in str(error).splitlines():
         if re.match(r"\s*(Possible|LINE \d|\^|file =|Candidate)", line):

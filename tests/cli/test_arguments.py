@@ -9,12 +9,14 @@ import pytest
 import gradbase
 from gradbase.cli import main
 
+COMMANDS = "explain, train, crowd, fuse, match, catalog, store, doctor"
+
 
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "no command given, expected one of explain, train, crowd, fuse, match, catalog, store, doctor"),
-        (["trian"], "'trian' is not one of explain, train, crowd, fuse, match, catalog, store, doctor, did you mean 'train'?"),
+        ([], f"no command given, expected one of {COMMANDS}"),
+        (["trian"], f"'trian' is not one of {COMMANDS}, did you mean 'train'?"),
         (["train"], "RECIPE.py"),
         (["train", "a.py", "--memroy", "40%"], "unknown argument '--memroy', did you mean '--memory'?"),
         (["train", "a.py", "--memroy=40%"], "did you mean '--memory'?"),

@@ -31,7 +31,7 @@ from gradbase.store.checkpoint import (
     verify,
 )
 from gradbase.store.files import DiskFiles, aligned_memory
-from gradbase.store.files.testing import Crash, MemoryFiles
+from gradbase.store.files.testing import Crash, MemoryFile, MemoryFiles
 
 PAGE = 4096
 SHAPES = {"a": (3, 8192), "b": (5,), "c": (1000, 3), "d": (0, 4), "e": ()}
@@ -341,3 +341,30 @@ def test_a_missing_file_is_damage(files):
     Path(files.root, checkpoint_path(1), PARAMETERS).unlink()
     with pytest.raises(DamageError, match="is missing"):
         verify(files, read_checkpoint(files, 1))
+
+
+def test_what_is_being_written_from_where_it_lies_is_not_overwritten(monkeypatch):
+    files, writing, go_on = MemoryFiles(), threading.Event(), threading.Event()
+    real = MemoryFile.write_all
+
+    def slow(*arguments):
+        writing.set()
+        assert go_on.wait(10)
+        real(*arguments)
+
+    monkeypatch.setattr(MemoryFile, "write_all", slow)
+    shard = sharded(files)
+    shard.fill(1)
+    expected = {name: value.copy() for name, value in shard.values.items()}
+    thread = shard.checkpointer.snapshot().start(1, {}, lambda outcome: None)
+    assert writing.wait(10)
+    overwriting = threading.Thread(target=lambda: shard.fill(500))
+    overwriting.start()
+    overwriting.join(0.05)
+    held_up = overwriting.is_alive()
+    go_on.set()
+    overwriting.join(10)
+    thread.join(10)
+    again = sharded(files)
+    again.checkpointer.restore(1)
+    assert held_up and all(np.array_equal(again.values[name], expected[name]) for name in SHAPES)

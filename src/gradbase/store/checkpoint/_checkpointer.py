@@ -384,14 +384,18 @@ class Snapshot:
     def _write_run(self, out: Out, run: Sequence[int]) -> list[int]:
         """Write pieces that follow each other in the file, and give their checksums."""
         checks = []
-        for saved, group in itertools.groupby(run, lambda index: self._disturbed and self._state[index] == _SAVED):
+        for (aligned, at_rest), group in itertools.groupby(run, self._kind):
             part = list(group)
             nbytes = sum(len(self._owner.places[index].memory) for index in part)
             self._written += nbytes
-            aligned = all(self._owner.places[index].is_aligned for index in part)
-            straight = aligned and out.goes_straight(nbytes) and (saved or not self._disturbed)
+            straight = aligned and at_rest and out.goes_straight(nbytes)
             checks += self._write_straight(out, part) if straight else self._write_staged(out, part)
         return checks
+
+    def _kind(self, index: int) -> tuple[bool, bool]:
+        """Whether a piece is aligned, and whether nobody will want to overwrite it while it is written."""
+        at_rest = not self._disturbed or self._state[index] == _SAVED
+        return self._owner.places[index].is_aligned, at_rest
 
     def _write_staged(self, out: Out, run: Sequence[int]) -> list[int]:
         """Copy the pieces to where their bytes are aligned as in the file, and write that."""

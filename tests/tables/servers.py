@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_PLACES = ("/usr/lib/postgresql", "/usr/local/pgsql", "/opt/homebrew/opt/postgresql")
+_PLACES = ("/usr/lib/postgresql", "/usr/local/pgsql")
 _USERS = ("postgres", "nobody")  # the server refuses to run as root
 
 

@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lanes", type=int, default=2)
-    parser.add_argument("--warmup", type=int, default=0)
+    parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--codecs", default=",".join(map(str, CANDIDATES)))
     parser.add_argument("--speeds-only", action="store_true")
     parser.add_argument("--json", action="store_true")

@@ -209,10 +209,16 @@ class StoreServer:
                 self._take(peer, self._checked(letter))
         finally:
             peer.close()
-            self._inbox.put(lambda: self._lost(peer))
+            self._put(lambda: self._lost(peer))
 
     def _take(self, peer: _Peer, letter: Letter) -> None:
-        self._inbox.put(lambda: self._deliver(peer, letter))
+        self._put(lambda: self._deliver(peer, letter))
+
+    def _put(self, call: Callable[[], None]) -> None:
+        """Wait for a place in the inbox, unless nobody will read it any more."""
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                return self._inbox.put(call, timeout=_TICK_S)
 
     def _deliver(self, peer: _Peer, letter: Letter) -> None:
         worker = letter.sender[1]

@@ -3,7 +3,8 @@
 The crowd's calibrated posterior P0(k | labels) and the classifier's out-of-fold p(k | features) are two witnesses of
 the same truth: P(k) is proportional to (P0(k) / p(k))^CROWD p(k | features), with p(k) the classes' shares. The power
 is below one because the workers of an item err together, by what the item looks like, while a classifier averages such
-errors over all items: two workers who agree tell less than their confusion matrices say.
+errors over all items: two workers who agree tell less than their confusion matrices say. A classifier that predicts the
+crowd hardly better than the shares do is not heard.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gradbase.tables.crowd._noise import scramble
 from gradbase.tables.crowd._types import Config, Features
 
 CROWD = 0.3
+SKILL = (0.02, 0.1)  # share of the entropy of classes explained out of fold: a classifier is not heard, fully heard
 LEAST_ITEMS = 20  # with labels and features: below, a classifier would be noise
 
 
@@ -55,10 +57,18 @@ def with_features(crowd: Tensor, labelled: Tensor, features: Features, config: C
             target, known = posterior.float(), labelled[place]
             chances, networks = cross_fitted(trainer, folds, known, target, config.seed + 100 * turn)
             shares = posterior[known].mean(0).log()
-            posterior = torch.softmax(CROWD * (said - shares) + chances.double(), 1)
-            tilt = chances.double() - shares
+            trust = _trust(chances.double()[known], crowd[place][known], shares)
+            tilt = trust * (chances.double() - shares)
+            posterior = torch.softmax((1 - trust * (1 - CROWD)) * (said - shares) + shares + tilt, 1)
             if config.on_progress:
                 config.on_progress("classifier", turn + 1, config.rounds)
     back = torch.empty_like(place)
     back[place] = torch.arange(len(place))
     return Informed(posterior[back], tilt[back], Classifier(encoder, networks, crowd.shape[1]))
+
+
+def _trust(chances: Tensor, crowd: Tensor, shares: Tensor) -> float:
+    """0 to 1: how far the classifier is heard, by how well it predicts, out of fold, what the crowd alone believes."""
+    entropy = -float((shares.exp() * shares).sum())
+    skill = float((crowd * (chances - shares)).sum(1).mean()) / max(entropy, 1e-12)
+    return min(max((skill - SKILL[0]) / (SKILL[1] - SKILL[0]), 0.0), 1.0)

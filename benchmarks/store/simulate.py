@@ -1,10 +1,10 @@
 """How fast the store's simulator runs, whether it is clean, and how many seeds each planted bug needs.
 
-    python -m benchmarks.store.simulate [--runs 10000] [--seed 0] [--rounds 5] > simulate.json
+python -m benchmarks.store.simulate [--runs 10000] [--seed 0] [--rounds 5] > simulate.json
 
-Rates are of this process's CPU time; `heap_pairs_per_cpu_s` (one push and one pop on a small heap) says how fast the machine
-was meanwhile, so that rates of a busy and of a quiet machine can be compared. Every round runs the same seeds; the best and
-the median are given.
+Rates are of this process's CPU time; `heap_pairs_per_cpu_s` (one push and one pop on a small heap) says how fast the
+machine was meanwhile, so that rates of a busy and of a quiet machine can be compared. Every round runs the same
+seeds; the best and the median are given.
 """
 
 from __future__ import annotations

@@ -342,7 +342,8 @@ class Search:
         patience = _PATIENCE
         while patience and not draft.fits and not self.deadline.passed():
             choice = draft.choice.copy()
-            excess = np.maximum(draft.excess, 0.0)
+            # What did not help is asked for with more room to spare: the next moves are other ones.
+            excess = np.maximum(draft.excess + (_PATIENCE - patience) * draft.worst, 0.0)
             blamed = self.blame(choice, draft.timeline, excess)
             if not self.give_up(choice, draft.timeline, excess) and not blamed:
                 break

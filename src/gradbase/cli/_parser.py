@@ -113,7 +113,7 @@ def _add_catalog(parser: argparse.ArgumentParser) -> None:
 def _add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("inspect", "verify", "recover"), help=_STORE_HELP)
     parser.add_argument("directory", type=Path, metavar="DIR", help="what was given to train --store")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="recover: where to write the parameters, *.safetensors")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="recover: the *.safetensors file to write")
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:

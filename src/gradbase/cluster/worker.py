@@ -136,8 +136,14 @@ class Learner:
         self._parameters = [p for p in recipe.model.parameters() if p.requires_grad]
         self._memory = memory
         self._planned: Callable[[Any], torch.Tensor] | None = None
-        for parameter in self._parameters if memory is None else ():
-            parameter.register_post_accumulate_grad_hook(self._store)
+        self._hooks = [p.register_post_accumulate_grad_hook(self._store) for p in self._parameters if memory is None]
+
+    def close(self) -> None:
+        """Leave the model as it was: its gradients are its own again, and no buffer is kept."""
+        for hook in self._hooks:
+            hook.remove()
+        self._buffers = {}
+        self._planned = None
 
     def batch(self, number: int) -> Any:
         """Micro-batch `number`; IndexError after the last."""

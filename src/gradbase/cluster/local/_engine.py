@@ -118,7 +118,9 @@ class LocalEngine:
         steward.start()
         if self._stop_asked:
             steward.stop()
-        serve(ours, *equip(recipe, slab, where, shared=request.shared, budget=request.memory))
+        learner, memory = equip(recipe, slab, where, shared=request.shared, budget=request.memory)
+        closing.callback(learner.close)
+        serve(ours, learner, memory)
         steward.join()
         _take_values(recipe, pages, where)
         return Outcome(recipe.model, steward.steps_done, self._stop_asked, self._lost_count, slab.nbytes)

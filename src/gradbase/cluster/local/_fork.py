@@ -235,6 +235,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    torch.optim.SGD([torch.zeros(1)])  # the first optimizer of a process imports a good part of torch: seconds
     _serve(Connection(fd))
 
 

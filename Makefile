@@ -14,7 +14,7 @@ demo: $(VENV)/installed ## install, then train a small GPT on Python's own sourc
 	$(BIN)/python -m gradbase train examples/gpt_stdlib.py --memory 40% --steps 40 --compare-eager
 
 test: check ## install for development, then run the linters, the type checker and the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: lint types layers ## ruff, mypy and import-linter alone
 

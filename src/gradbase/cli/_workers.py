@@ -18,6 +18,7 @@ from gradbase.common.units import format_bytes, format_us
 
 if TYPE_CHECKING:
     from gradbase.cluster.job import Outcome, Request
+    from gradbase.cluster.local import StoreChoice
     from gradbase.cluster.steward import StepReport, Worker
     from gradbase.cluster.worker import Recipe as WorkerRecipe
 
@@ -155,7 +156,12 @@ def _threads(workers: int) -> int:
 
 
 def _engine(arguments: argparse.Namespace, request: Request, watcher: _Watcher) -> Any:
-    given = {"on_report": watcher.report, "on_lost": watcher.lost, "on_warning": watcher.console.fail}
+    given = {
+        "on_report": watcher.report,
+        "on_lost": watcher.lost,
+        "on_warning": watcher.console.fail,
+        "on_store": watcher.store,
+    }
     if arguments.engine == "ray":
         from gradbase.cluster.ray import RayEngine
 
@@ -198,6 +204,12 @@ class _Watcher:
         )
         self.table.report(report)
         self.table.draw(self.engine.status)
+
+    def store(self, choice: StoreChoice) -> None:
+        self.console.event("store", path=str(self.request.store), durability=self.request.durability, **vars(choice))
+        if choice.logging_reason:
+            self.console.say(f"log: {choice.logging_reason}")
+        self.console.say(f"checkpoints: {choice.checkpoint_reason}")
 
     def lost(self, worker: Worker) -> None:
         self.console.say(f"worker {worker.slot} (process {worker.pid}) ended; others do its work until it is replaced")

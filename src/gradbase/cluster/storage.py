@@ -7,12 +7,13 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from gradbase.cluster.operations import Logged, Update
 from gradbase.common.errors import GradbaseError, StoreError, UsageError
+from gradbase.common.units import format_bytes, format_us
 from gradbase.store.checkpoint import (
     Checkpointer,
     CheckpointStats,
@@ -23,13 +24,16 @@ from gradbase.store.checkpoint import (
     store_files,
     unpack_state,
 )
-from gradbase.store.files import DiskFiles
+from gradbase.store.files import DiskFiles, DiskRate, measure_disk
 from gradbase.store.layout import Layout
 from gradbase.store.log import (
     COORDINATOR,
     LogReader,
     LogWriter,
+    SchemeChoice,
+    StepCosts,
     checkpoint_interval_us,
+    choose_scheme,
     from_record,
     open_log,
     to_record,
@@ -39,7 +43,7 @@ from gradbase.store.recovery import FORMAT, MANIFEST, RAW
 from gradbase.store.update import Updater, UpdateRule
 
 _MTBF_US = 3600e6  # a process is lost every hour, say
-_FIXED_US, _WRITE_BYTES_PER_US = 5_000.0, 1_000.0
+_FIXED_US = 5_000.0  # of a checkpoint, beside its bytes
 
 
 class Volatile:
@@ -95,6 +99,7 @@ class Manifest:
     consistency: str
     staleness_steps: int
     durability: str
+    logging: str
     seed: int
     threads: int
     layout: Mapping[str, Any]
@@ -113,28 +118,41 @@ class Manifest:
             raise StoreError(f"{path} does not say {error}", "restore it from a copy") from error
 
 
-def open_directory(path: Path, wanted: Manifest, *, resume: bool) -> Manifest:
-    """Make a store at `path`, or with `resume` check that the one there is of the same job.
+def check_free(path: Path) -> None:
+    """Raise UsageError unless a store can be made at `path`."""
+    if (path / MANIFEST).exists():
+        raise UsageError(f"there is a store at {path} already", "go on with it by --resume, or name another directory")
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{path} is not empty and no store", "name another directory")
 
-    Raises UsageError for a store that must not be there, is not there, or is of another job; StoreError if it cannot
-    be read.
+
+def disk_of(path: Path) -> DiskRate:
+    """What the disk under `path` does. Raises UsageError where nothing can be written."""
+    try:
+        return measure_disk(DiskFiles(path))
+    except OSError as error:
+        raise UsageError(f"cannot make a store at {path}: {error.strerror}", "name another directory") from error
+
+
+def make_directory(path: Path, wanted: Manifest) -> Manifest:
+    """Make a store at `path`, which `check_free` has found good."""
+    _write_whole(path / MANIFEST, json.dumps(wanted.to_json(), indent=1))
+    return wanted
+
+
+def resumed_directory(path: Path, wanted: Manifest) -> Manifest:
+    """What the store at `path` is of: the job of `wanted`, whose `logging` may be empty for whatever it was.
+
+    Raises UsageError if there is none or it is of another job; StoreError if it cannot be read.
     """
     manifest = path / MANIFEST
-    if not resume:
-        if manifest.exists():
-            remedy = "go on with it by --resume, or name another directory"
-            raise UsageError(f"there is a store at {path} already", remedy)
-        if path.is_dir() and any(path.iterdir()):
-            raise UsageError(f"{path} is not empty and no store", "name another directory")
-        _write_whole(manifest, json.dumps(wanted.to_json(), indent=1))
-        return wanted
     if not manifest.is_file():
         raise UsageError(f"there is no store at {path}", "leave --resume out to make one")
     try:
         found = Manifest.from_json(json.loads(manifest.read_text()), manifest)
     except (ValueError, OSError) as error:
         raise StoreError(f"{manifest} cannot be read: {error}", "restore it from a copy") from error
-    _check_same(found, wanted, path)
+    _check_same(found, replace(wanted, logging=wanted.logging or found.logging), path)
     return found
 
 
@@ -144,7 +162,7 @@ def new_store_id() -> str:
 
 def _check_same(found: Manifest, wanted: Manifest, path: Path) -> None:
     """Raise UsageError for the first thing that differs."""
-    for name in ("lanes", "consistency", "staleness_steps", "durability", "seed", "threads"):
+    for name in ("lanes", "consistency", "staleness_steps", "durability", "logging", "seed", "threads"):
         then, now = getattr(found, name), getattr(wanted, name)
         if then != now:
             option = {"lanes": "workers", "staleness_steps": "consistency"}.get(name, name)
@@ -187,6 +205,7 @@ class Durable:
         manifest: Manifest,
         updater: Updater,
         gradients: Callable[[int, int], bytes],
+        disk: DiskRate,
     ) -> None:
         self._files = DiskFiles(path)
         self._store_id = bytes.fromhex(manifest.store_id)
@@ -198,13 +217,21 @@ class Durable:
         self._logs: dict[m.Address, LogWriter] = {}
         self._awaited: dict[m.Address, int] = {}
         self._lock = threading.Lock()
-        nbytes = sum(each.nbytes for each in self._checkpointers)
-        self._cost_us = _FIXED_US + nbytes / _WRITE_BYTES_PER_US
+        self._cost_us = checkpoint_cost_us(sum(each.nbytes for each in self._checkpointers), disk)
 
     @property
     def checkpoint_interval_s(self) -> float:
         """By Daly's formula from what the last checkpoint took, before the first from what it should take."""
         return checkpoint_interval_us(self._cost_us, _MTBF_US) / 1e6
+
+    @property
+    def checkpoint_reason(self) -> str:
+        """Why `checkpoint_interval_s` is what it is, in one line."""
+        nbytes = sum(each.nbytes for each in self._checkpointers)
+        return (
+            f"every {format_us(self.checkpoint_interval_s * 1e6)} (Young/Daly): {format_bytes(nbytes)} are expected to "
+            f"take {format_us(self._cost_us)} on this disk, and a process is lost every {format_us(_MTBF_US)}"
+        )
 
     def listen(self, events: Events) -> None:
         self._events = events
@@ -286,6 +313,18 @@ class Durable:
         with self._lock:
             self._awaited.pop(owner, None)
         self._events.log_failed(owner, lsn, error)
+
+
+def checkpoint_cost_us(nbytes: int, disk: DiskRate) -> float:
+    """What a checkpoint should take, as long as none was measured."""
+    return _FIXED_US + disk.write_us(nbytes)
+
+
+def choose_logging(costs: StepCosts, disk: DiskRate, consistency: str, nbytes: int) -> SchemeChoice:
+    """Command or physical records, for a store whose checkpoint has `nbytes`."""
+    interval_us = checkpoint_interval_us(checkpoint_cost_us(nbytes, disk), _MTBF_US)
+    interval_steps = interval_us / costs.step_us
+    return choose_scheme(costs, disk, consistency=consistency, mtbf_us=_MTBF_US, interval_steps=interval_steps)
 
 
 class _Updates:

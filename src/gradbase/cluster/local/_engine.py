@@ -11,23 +11,38 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.job import STEPS_UNKNOWN, Outcome, Request
+from gradbase.cluster.local._choice import StoreChoice, measured_choice
 from gradbase.cluster.local._fork import ForkServer
-from gradbase.cluster.local._memory import Map, SharedPages
+from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.local._task import Task, equip
 from gradbase.cluster.servant import serve
 from gradbase.cluster.steward import ShardStatus, StepReport, Steward, Storage, Worker
-from gradbase.cluster.storage import Durable, Manifest, Volatile, new_store_id, open_directory
-from gradbase.cluster.worker import BatchStream, Recipe
+from gradbase.cluster.storage import (
+    Durable,
+    Manifest,
+    Volatile,
+    check_free,
+    choose_logging,
+    disk_of,
+    make_directory,
+    new_store_id,
+    resumed_directory,
+)
+from gradbase.cluster.worker import BatchStream, Learner, Recipe
 from gradbase.common.errors import UsageError
+from gradbase.store.files import DiskRate
 from gradbase.store.layout import Layout, lay_out, specs_of_model
+from gradbase.store.log import SchemeChoice, StepCosts
 from gradbase.store.machine import Notes
+from gradbase.store.machine.consistency import Logging
 from gradbase.store.update import rule_of
 
 _STOPPED_S = 2.0  # a process that is stopped (SIGSTOP) while it has work is ended after this long
@@ -36,7 +51,8 @@ _IDLE_S = 120.0  # likewise one that gets no processor time at all: its input ha
 
 class LocalEngine:
     """Runs one job. `on_report` is called for every gradient, `on_lost` for every worker that ended, `note` with what
-    the machines note for `store.machine.history`; all on another thread.
+    the machines note for `store.machine.history`; all on another thread. `on_store` is called on the caller's, once
+    it is known how a store is kept.
     """
 
     def __init__(
@@ -46,10 +62,12 @@ class LocalEngine:
         on_report: Callable[[StepReport], None] = lambda report: None,
         on_lost: Callable[[Worker], None] = lambda worker: None,
         on_warning: Callable[[str], None] = lambda text: None,
+        on_store: Callable[[StoreChoice], None] = lambda choice: None,
         note: Notes | None = None,
     ) -> None:
         self._request, self._note = request, note
         self._on_report, self._on_lost, self._on_warning = on_report, on_lost, on_warning
+        self._on_store = on_store
         self._steward: Steward | None = None
         self._layout: Layout | None = None
         self._stop_asked = False
@@ -84,6 +102,8 @@ class LocalEngine:
 
     def _run(self, closing: contextlib.ExitStack) -> Outcome:
         request = self._request
+        if request.store is not None and not request.resume:
+            check_free(request.store)
         launcher = self._launcher(closing)
         recipe = request.build()
         rule = rule_of(recipe.optimizer, recipe.model)
@@ -94,10 +114,14 @@ class LocalEngine:
         closing.callback(slab.close)
         pages = SharedPages(slab, where)
         _fill(pages, where, recipe)
-        job = request.job(self._steps(recipe), recipe.seed)
+        steps = self._steps(recipe)
+        learner, memory = equip(recipe, slab, where, shared=request.shared, budget=request.memory)
+        closing.callback(learner.close)
+        storage, logging = self._storage(recipe.seed, where, pages, learner, memory)
+        job = replace(request, logging=logging).job(steps, recipe.seed)
         steward = Steward(
             job,
-            _storage(request, recipe.seed, where, pages),
+            storage,
             replay=pages.replay,
             on_warning=self._on_warning,
             copies=not request.shared,
@@ -118,8 +142,6 @@ class LocalEngine:
         steward.start()
         if self._stop_asked:
             steward.stop()
-        learner, memory = equip(recipe, slab, where, shared=request.shared, budget=request.memory)
-        closing.callback(learner.close)
         serve(ours, learner, memory)
         steward.join()
         _take_values(recipe, pages, where)
@@ -138,6 +160,38 @@ class LocalEngine:
                 "give --steps, or let batches() return something that has a length",
             )
         return STEPS_UNKNOWN
+
+    def _storage(
+        self, seed: int, where: Map, pages: SharedPages, learner: Learner, memory: LocalMemory
+    ) -> tuple[Storage, Logging | None]:
+        """What the job's durability asks for, and the scheme it logs with."""
+        request = self._request
+        if request.store is None:
+            return Volatile(), request.logging
+        disk = disk_of(request.store)
+        wanted = _manifest(request, seed, where)
+        if request.resume:
+            manifest = resumed_directory(request.store, wanted)
+            reason = f"{manifest.logging}: as the store was made"
+        else:
+            choice = self._choice(where, pages, learner, memory, disk)
+            manifest, reason = make_directory(request.store, replace(wanted, logging=choice.scheme)), choice.reason
+        storage = Durable(request.store, manifest, pages.updater, pages.pushed_bytes, disk)
+        logged = (manifest.logging, reason) if request.durability == "wal" else (None, None)
+        self._on_store(StoreChoice(*logged, storage.checkpoint_interval_s * 1e6, storage.checkpoint_reason))
+        return storage, "command" if manifest.logging == "command" else "physical"
+
+    def _choice(
+        self, where: Map, pages: SharedPages, learner: Learner, memory: LocalMemory, disk: DiskRate
+    ) -> SchemeChoice:
+        """The scheme of a new store: as asked for, or measured where both can be had and one is used."""
+        request = self._request
+        if request.logging is not None:
+            return SchemeChoice(request.logging, 0.0, 0.0, f"{request.logging}: as asked for")
+        if request.consistency == "bsp" and request.durability == "wal":
+            return measured_choice(learner, memory, pages, where, workers=request.workers, disk=disk)
+        costs = StepCosts(1.0, where.layout.slab_nbytes, 0.0, 0.0)
+        return choose_logging(costs, disk, request.consistency, where.layout.slab_nbytes)
 
     def _launcher(self, closing: contextlib.ExitStack) -> Launcher:
         return _Forks(self._request.workers - 1, closing)
@@ -199,23 +253,20 @@ class _Forks:
             raise rest[0]
 
 
-def _storage(request: Request, seed: int, where: Map, pages: SharedPages) -> Storage:
-    """What the job's durability asks for."""
-    if request.store is None:
-        return Volatile()
-    wanted = Manifest(
+def _manifest(request: Request, seed: int, where: Map) -> Manifest:
+    """Of the store that the job makes, or that it goes on with."""
+    return Manifest(
         new_store_id(),
         request.lane_count,
         request.consistency,
         request.staleness_steps,
         request.durability,
+        request.logging or "",
         seed,
         request.threads,
         where.layout.to_json(),
         where.rule.to_json(),
     )
-    manifest = open_directory(request.store, wanted, resume=request.resume)
-    return Durable(request.store, manifest, pages.updater, pages.pushed_bytes)
 
 
 def _descriptor_of(pid: int) -> int | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.job import Request
-from gradbase.cluster.local import Launcher, LocalEngine, Map, SharedPages, Slab, Task
+from gradbase.cluster.local import Launcher, LocalEngine, Map, SharedPages, Slab, StoreChoice, Task
 from gradbase.cluster.ray._actor import Home, Servant
 from gradbase.cluster.ray._remote import PageServer
 from gradbase.cluster.steward import StepReport, Steward, Worker
@@ -45,9 +45,10 @@ class RayEngine(LocalEngine):
         on_report: Callable[[StepReport], None] = lambda report: None,
         on_lost: Callable[[Worker], None] = lambda worker: None,
         on_warning: Callable[[str], None] = lambda text: None,
+        on_store: Callable[[StoreChoice], None] = lambda choice: None,
     ) -> None:
         _imported_ray()
-        super().__init__(request, on_report=on_report, on_lost=on_lost, on_warning=on_warning)
+        super().__init__(request, on_report=on_report, on_lost=on_lost, on_warning=on_warning, on_store=on_store)
         self._address, self._wire = address, wire
 
     def _launcher(self, closing: contextlib.ExitStack) -> Launcher:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradbase.common.errors import UsageError
+from gradbase.tables.crowd._rivals import margins
 from gradbase.tables.crowd._text import Rarity, bag_of_words, compare, paired
 from gradbase.tables.crowd._types import Features, Floats
 
@@ -101,14 +102,21 @@ class Encoder:
         parts = [] if features.numeric is None else [_numbers(features.numeric)]
         if features.embedding is not None:
             parts.append(np.asarray(features.embedding, dtype=np.float64).reshape(len(features.embedding), -1))
-        for first, second in self.pairs:
-            parts.append(compare(features.text[first], features.text[second], self.rarity))
-        if len(self.pairs) > 1:
-            parts.append(compare(*(_together(features, side) for side in zip(*self.pairs, strict=True)), self.rarity))
+        if self.pairs:
+            parts.append(self._compared(features))
         compared = {name for pair in self.pairs for name in pair}
         for name in sorted(set(features.text) - compared):
             parts.append(bag_of_words(features.text[name], self.rarity))
         return np.concatenate(parts, 1)
+
+    def _compared(self, features: Features) -> Floats:
+        """Likeness of every pair of columns and of all together, and by how much other pairs are less alike."""
+        left, right = (_together(features, side) for side in zip(*self.pairs, strict=True))
+        columns = [compare(features.text[first], features.text[second], self.rarity) for first, second in self.pairs]
+        if len(self.pairs) > 1:
+            columns.append(compare(left, right, self.rarity))
+        likeness = np.concatenate(columns, 1)
+        return np.concatenate([likeness, margins(likeness, left), margins(likeness, right)], 1)
 
 
 def _together(features: Features, names: tuple[str, ...]) -> list[str]:

@@ -64,7 +64,7 @@ def _classes(
     claim_count = np.diff(table.item_starts.numpy()).astype(np.int64)
     posterior, tilt, classifier = opinion.posterior, None, None
     if features is not None:
-        informed = with_features(posterior.double(), torch.from_numpy(claim_count > 0), features, config)
+        informed = with_features(table, posterior.double(), torch.from_numpy(claim_count > 0), features, config)
         posterior, tilt, classifier = informed.posterior, informed.tilt, informed.classifier
     value, runner_up = _best_two(table, posterior)
     rows = np.arange(table.n_items)

@@ -1,10 +1,11 @@
 """Inference and training in turn: what the crowd believes teaches the classifier, which is then each item's prior.
 
-The crowd's calibrated posterior P0(k | labels) and the classifier's out-of-fold p(k | features) are two witnesses of
-the same truth: P(k) is proportional to (P0(k) / p(k))^CROWD p(k | features), with p(k) the classes' shares. The power
-is below one because the workers of an item err together, by what the item looks like, while a classifier averages such
-errors over all items: two workers who agree tell less than their confusion matrices say. A classifier that predicts the
-crowd hardly better than the shares do is not heard.
+In every round the classifier's out-of-fold p(k | features) and the items' labels make a posterior, from which workers'
+confusion matrices are learned anew: P(k) is proportional to p(k | features) times the chance of the labels to a power.
+To teach (TEACH) the labels count much: that an item whose features are those of one class was labelled otherwise shows
+how workers err. In the answer they count little (CROWD), because the workers of an item err together, by what the item
+looks like, while a classifier averages such errors over all items. Networks of several rounds are averaged: a single
+one is noisy. A classifier that predicts the crowd hardly better than the shares of the classes do is not heard.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ import torch
 from torch import Tensor
 
 from gradbase.common.errors import UsageError
-from gradbase.tables.crowd._classifier import Classifier, Trainer, cross_fitted, own_randomness
+from gradbase.tables.crowd._classifier import Classifier, Trainer, Weights, cross_fitted, own_randomness
 from gradbase.tables.crowd._features import Encoder, content_hashes
 from gradbase.tables.crowd._noise import scramble
+from gradbase.tables.crowd._table import Table
 from gradbase.tables.crowd._types import Config, Features
+from gradbase.tables.crowd._workers import CONFUSION_ENTRIES_MAX, confusion_of
 
-CROWD = 0.3
+CROWD = 0.1
+TEACH = 0.6
+ROUNDS_KEPT = 3  # whose networks make the classifier that is handed out
+MEMORY = 0.5  # of log chances for those of earlier rounds
 SKILL = (0.02, 0.1)  # share of the entropy of classes explained out of fold: a classifier is not heard, fully heard
 LEAST_ITEMS = 20  # with labels and features: below, a classifier would be noise
 
@@ -35,8 +41,10 @@ class Informed:
     classifier: Classifier
 
 
-def with_features(crowd: Tensor, labelled: Tensor, features: Features, config: Config) -> Informed:
-    """`crowd` float64[n, K] is P0, `labelled` bool[n] where anybody said anything.
+def with_features(
+    table: Table, crowd: Tensor, labelled: Tensor, features: Features, config: Config
+) -> Informed:
+    """`crowd` float64[n, K] is what the labels of `table` alone say, `labelled` bool[n] where anybody said anything.
 
     Raises UsageError where there is too little to learn from.
     """
@@ -46,25 +54,44 @@ def with_features(crowd: Tensor, labelled: Tensor, features: Features, config: C
             "leave the features out",
         )
     crowd = torch.where(labelled[:, None], crowd, crowd[labelled].mean(0))
-    hashes = content_hashes(features)
-    order = np.argsort(hashes, kind="stable")
+    order = np.argsort(hashes := content_hashes(features), kind="stable")
     folds = (scramble(hashes[order] + np.uint64(config.seed)) % np.uint64(config.folds)).astype(np.int64)
-    encoder = Encoder.of(features)
-    place = torch.from_numpy(order)
+    encoder, place = Encoder.of(features), torch.from_numpy(order)
+    posterior, chances = crowd, None
+    recent: tuple[tuple[Weights, ...], ...] = ()
     with own_randomness(config.seed), Trainer(encoder(features)[place], crowd.shape[1], config) as trainer:
-        posterior, said = crowd[place], crowd[place].clamp(min=1e-12).log()
         for turn in range(config.rounds):
-            target, known = posterior.float(), labelled[place]
-            chances, networks = cross_fitted(trainer, folds, known, target, config.seed + 100 * turn)
-            shares = posterior[known].mean(0).log()
-            trust = _trust(chances.double()[known], crowd[place][known], shares)
-            tilt = trust * (chances.double() - shares)
-            posterior = torch.softmax((1 - trust * (1 - CROWD)) * (said - shares) + shares + tilt, 1)
+            seed = config.seed + 100 * turn
+            told, networks = cross_fitted(trainer, folds, labelled[place], posterior[place].float(), seed)
+            now = torch.empty_like(crowd)
+            now[place] = told.double()
+            chances = now if chances is None else MEMORY * chances + (1 - MEMORY) * now
+            recent = (*recent, networks)[-ROUNDS_KEPT:]
+            posterior, answer, tilt = _weigh(table, crowd, labelled, posterior, chances)
             if config.on_progress:
                 config.on_progress("classifier", turn + 1, config.rounds)
-    back = torch.empty_like(place)
-    back[place] = torch.arange(len(place))
-    return Informed(posterior[back], tilt[back], Classifier(encoder, networks, crowd.shape[1]))
+    kept = tuple(weights for networks in recent for weights in networks)
+    return Informed(answer, tilt, Classifier(encoder, kept, crowd.shape[1]))
+
+
+def _weigh(
+    table: Table, crowd: Tensor, labelled: Tensor, posterior: Tensor, chances: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What to teach next, what to answer, and the classifier's log odds, float64[n, K] each."""
+    shares = posterior[labelled].mean(0).clamp(min=1e-12).log()
+    said = _said(table, crowd, posterior)
+    trust = _trust(chances[labelled], crowd[labelled], crowd[labelled].mean(0).clamp(min=1e-12).log())
+    alone, tilt = crowd.clamp(min=1e-12).log(), trust * (chances - shares)
+    teach = torch.softmax(trust * (TEACH * said + shares) + (1 - trust) * alone + tilt, 1)
+    return teach, torch.softmax(trust * (CROWD * said + shares) + (1 - trust) * alone + tilt, 1), tilt
+
+
+def _said(table: Table, crowd: Tensor, posterior: Tensor) -> Tensor:
+    """float64[n, K]: log chances of an item's labels, up to a constant, when items are what `posterior` says."""
+    if table.n_workers * table.n_classes**2 > CONFUSION_ENTRIES_MAX:
+        return crowd.clamp(min=1e-12).log() - crowd.mean(0).clamp(min=1e-12).log()
+    theta = confusion_of(table, posterior).reshape(-1, table.n_classes)
+    return table.over_items(theta.clamp(min=1e-9).log()).double()
 
 
 def _trust(chances: Tensor, crowd: Tensor, shares: Tensor) -> float:

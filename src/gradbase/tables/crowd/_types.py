@@ -153,7 +153,7 @@ class Config:
     memory: str | int | float | None = None
     catalog: str | os.PathLike[str] | None = None
     folds: int = 5
-    rounds: int = 3
+    rounds: int = 7
     steps: int = 300
     on_progress: Progress | None = None
 

@@ -34,8 +34,12 @@ def test_events_and_a_store_that_goes_on_with_the_same_bits(cache: Path, tmp_pat
     store = ("--store", tmp_path / "store", "--durability", "checkpoint")
     first = called(cache, "train", STREAM, "--workers", 2, "--steps", 2, "--json", *store)
     assert first.returncode == 0, first.stderr
+    (kept,) = [each for each in events(first.stdout) if each["event"] == "store"]
+    assert kept["durability"] == "checkpoint" and kept["logging"] is None and kept["checkpoint_interval_us"] > 0
+    assert kept["checkpoint_reason"] in first.stderr
     again = called(cache, "train", STREAM, "--workers", 2, "--steps", 6, "--json", *store, "--resume")
-    assert [each["step"] for each in events(again.stdout)[:-1]] == [3, 3, 4, 4, 5, 5, 6, 6], again.stderr
+    resumed = [each["step"] for each in events(again.stdout) if each["event"] == "step"]
+    assert resumed == [3, 3, 4, 4, 5, 5, 6, 6], again.stderr
     assert events(again.stdout)[-1]["parameters_sha256"] == summary["parameters_sha256"]
 
 
@@ -43,7 +47,14 @@ def test_a_planned_step_inside_its_budget_gives_the_same_bits(cache: Path) -> No
     arguments = ("train", STREAM, "--workers", 2, "--steps", 4, "--json")
     eager, planned = called(cache, *arguments), called(cache, *arguments, "--memory", "300MB")
     assert planned.returncode == 0, planned.stderr
-    assert events(planned.stdout)[-1]["parameters_sha256"] == events(eager.stdout)[-1]["parameters_sha256"]
+    *others, summary = events(planned.stdout)
+    assert summary["parameters_sha256"] == events(eager.stdout)[-1]["parameters_sha256"]
+    plans = [each for each in others if each["event"] == "plan"]
+    assert {each["worker"] for each in plans} == {0, 1}
+    assert all(0 < each["predicted_peak_bytes"] <= each["budget_bytes"] == 300_000_000 for each in plans)
+    assert summary["budget_bytes"] == 300_000_000
+    assert 0 < summary["measured_peak_bytes"] <= summary["budget_bytes"]
+    assert summary["predicted_peak_bytes"] == max(each["predicted_peak_bytes"] for each in plans)
 
 
 @pytest.mark.parametrize(
@@ -80,14 +91,14 @@ def test_killed_with_all_its_workers_again_and_again_the_job_ends_with_the_same_
     cache: Path, tmp_path: Path
 ) -> None:
     moments = random.Random(11)
-    arguments = ("train", STREAM, "--workers", 2, "--steps", 400, "--json", "--quiet")
+    arguments = ("train", STREAM, "--workers", 2, "--steps", 300, "--json", "--quiet")
     expected = events(called(cache, *arguments).stdout)[-1]["parameters_sha256"]
     store, summary, resumed = ("--store", tmp_path / "store"), None, 0
     while summary is None:
         more = ("--resume",) if (tmp_path / "store" / "MANIFEST.json").exists() else ()
         process = _started(cache, *arguments, *store, *more)
         assert process.stdout is not None
-        wanted = moments.randint(20, 250) if resumed < 3 else None
+        wanted = moments.randint(20, 250) if resumed < 2 else None
         lines = [process.stdout.readline() for _ in range(wanted)] if wanted else process.stdout.readlines()
         if wanted:
             children = _descendants(process.pid)
@@ -98,7 +109,7 @@ def test_killed_with_all_its_workers_again_and_again_the_job_ends_with_the_same_
         resumed += 1
         if not wanted:
             summary = json.loads(lines[-1])
-    assert summary["steps"] == 400 and summary["parameters_sha256"] == expected
+    assert summary["steps"] == 300 and summary["parameters_sha256"] == expected
 
 
 def test_an_interrupt_leaves_a_store_that_can_be_resumed(cache: Path, tmp_path: Path) -> None:
@@ -109,7 +120,9 @@ def test_an_interrupt_leaves_a_store_that_can_be_resumed(cache: Path, tmp_path: 
     process.send_signal(signal.SIGINT)
     lines += process.stdout.readlines()
     assert process.wait(timeout=60) == 130
-    *steps, summary = events("".join(lines))
+    kept, *steps, summary = events("".join(lines))
+    assert kept["event"] == "store" and kept["logging"] == "command"
+    assert kept["logging_reason"].startswith("command: ") and "physical" in kept["logging_reason"]
     assert summary["interrupted"] is True and summary["steps"] == max(each["step"] for each in steps)
     again = called(cache, "train", STREAM, "--workers", 2, "--steps", summary["steps"], "--json", "--resume", *store)
     assert events(again.stdout)[-1]["parameters_sha256"] == summary["parameters_sha256"], again.stderr

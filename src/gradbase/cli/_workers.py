@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gradbase.cluster.job import Outcome, Request
     from gradbase.cluster.local import StoreChoice
     from gradbase.cluster.steward import StepReport, Worker
+    from gradbase.cluster.worker import Figures
     from gradbase.cluster.worker import Recipe as WorkerRecipe
 
 DONE, INTERRUPTED = 0, 130
@@ -161,6 +162,7 @@ def _engine(arguments: argparse.Namespace, request: Request, watcher: _Watcher) 
         "on_lost": watcher.lost,
         "on_warning": watcher.console.fail,
         "on_store": watcher.store,
+        "on_plan": watcher.plan,
     }
     if arguments.engine == "ray":
         from gradbase.cluster.ray import RayEngine
@@ -180,6 +182,8 @@ class _Watcher:
     engine: Any = None
     losses: list[float] = field(default_factory=list)
     times_us: list[float] = field(default_factory=list)
+    plans: dict[int, Figures] = field(default_factory=dict)  # of every worker that plans
+    peaks_bytes: list[int] = field(default_factory=list)
     samples: int = 0
     began_s: float = 0.0
 
@@ -211,6 +215,20 @@ class _Watcher:
             self.console.say(f"log: {choice.logging_reason}")
         self.console.say(f"checkpoints: {choice.checkpoint_reason}")
 
+    def plan(self, worker: Worker) -> None:
+        if worker.measured_peak_bytes is not None:
+            self.peaks_bytes.append(worker.measured_peak_bytes)
+        figures = worker.figures
+        if figures is None or self.plans.get(worker.slot) == figures:
+            return
+        self.plans[worker.slot] = figures
+        self.console.event("plan", worker=worker.slot, **figures._asdict())
+        budget = "" if figures.budget_bytes is None else f" of {format_bytes(figures.budget_bytes)} allowed"
+        self.console.say(
+            f"plan of worker {worker.slot}: peak {format_bytes(figures.predicted_peak_bytes)}{budget}, "
+            f"{format_us(figures.predicted_time_us)} a gradient"
+        )
+
     def lost(self, worker: Worker) -> None:
         self.console.say(f"worker {worker.slot} (process {worker.pid}) ended; others do its work until it is replaced")
 
@@ -224,8 +242,7 @@ def _summary(
 ) -> dict[str, Any]:
     return {
         "steps": outcome.steps,
-        "measured_peak_bytes": None,
-        "budget_bytes": None,
+        **_memory(watcher),
         "median_step_time_us": median(watcher.times_us) if watcher.times_us else None,
         "interrupted": outcome.interrupted,
         "workers": request.workers,
@@ -239,6 +256,17 @@ def _summary(
     }
 
 
+def _memory(watcher: _Watcher) -> dict[str, Any]:
+    """Of the worker that needs most; None without plans."""
+    plans = watcher.plans.values()
+    budgets = [plan.budget_bytes for plan in plans if plan.budget_bytes is not None]
+    return {
+        "measured_peak_bytes": max(watcher.peaks_bytes, default=None),
+        "budget_bytes": max(budgets, default=None),
+        "predicted_peak_bytes": max((plan.predicted_peak_bytes for plan in plans), default=None),
+    }
+
+
 def _lines(summary: dict[str, Any], watcher: _Watcher) -> list[str]:
     ended = "interrupted after" if summary["interrupted"] else "done:"
     steps = f"{summary['steps']} step{'' if summary['steps'] == 1 else 's'}"
@@ -249,6 +277,9 @@ def _lines(summary: dict[str, Any], watcher: _Watcher) -> list[str]:
     if summary["median_step_time_us"] is not None:
         gradient = format_us(summary["median_step_time_us"])
         lines.append(f"time: {gradient} a gradient (median), {summary['samples_per_s']:.1f} samples/s")
+    if summary["measured_peak_bytes"] is not None:
+        budget = f", budget {format_bytes(summary['budget_bytes'])}" if summary["budget_bytes"] else ""
+        lines.append(f"memory: measured peak {format_bytes(summary['measured_peak_bytes'])} of a worker{budget}")
     lines.append(f"shared memory: {format_bytes(summary['slab_bytes'])}")
     if summary["store"]:
         lines.append(f"store: {summary['store']} ({summary['durability']}); --resume goes on from there")

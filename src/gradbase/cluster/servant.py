@@ -3,7 +3,9 @@
     steward -> servant                          servant -> steward
     ("seek", number)                            ("ready",): the stream is read up to there, lanes may come
     ("compute", ticket, lane, number)           ("computed", ticket, samples, loss, time_us),
-                                                or ("ended", ticket): there is no such batch
+                                                or ("ended", ticket): there is no such batch;
+                                                ("planned", figures of the plan, measured peak) before it,
+                                                whenever one of these is new
     ("apply", op, shard, lanes)                 ("done", op)
     ("fetch", op, shard)                        ("done", op)
     ("stop",)                                   ("failed", words): its recipe raised an exception, it ends
@@ -86,4 +88,15 @@ def _compute(channel: Channel, learner: Learner, memory: Memory, ticket: int, la
     memory.before(lane)
     loss = learner.gradient(number, batch, memory.buffers(lane))
     memory.after(lane)
+    _tell_plan(channel, learner)
     channel.send("computed", ticket, samples_of(batch), loss, (time.perf_counter() - began) * 1e6)
+
+
+def _tell_plan(channel: Channel, learner: Learner) -> None:
+    """Say what was planned, and what is measured of it, if that is news."""
+    if learner.figures is None:
+        return
+    news = [learner.figures, learner.measured_peak_bytes]
+    if news != learner.told:
+        learner.told = news
+        channel.send("planned", *news)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.operations import Operation, Operations, Pushed, Reading, ShardPages
 from gradbase.cluster.storage import Events
+from gradbase.cluster.worker import Figures
 from gradbase.common.errors import GradbaseError, StepError
 from gradbase.store.log import DiskFullError
 from gradbase.store.machine import Notes, new_coordinator, new_session, new_shard
@@ -79,6 +80,8 @@ class Worker:
     computing: dict[int, m.Compute] = field(default_factory=dict)
     operations: dict[int, Operation] = field(default_factory=dict)
     staleness_steps: int = 0
+    figures: Figures | None = None  # of its plan, if it has one, and what its steps took of it
+    measured_peak_bytes: int | None = None
     watched_used: int = -1
     watched_since_s: float = 0.0
 
@@ -122,7 +125,7 @@ class Steward:
     `expected`: so many servants are waited for before the first term begins.
 
     `spawn` asks for one more servant; it, `watch` (now and then, for every worker), `on_report` and `on_lost` are
-    called on the steward's thread. All other threads use `call`, `stop`, `abort` and `join` alone.
+    called on the steward's thread, as is `on_plan`. All other threads use `call`, `stop`, `abort` and `join` alone.
     """
 
     def __init__(
@@ -139,12 +142,14 @@ class Steward:
         watch: Callable[[Worker], None] = lambda worker: None,
         on_report: Callable[[StepReport], None] = lambda report: None,
         on_lost: Callable[[Worker], None] = lambda worker: None,
+        on_plan: Callable[[Worker], None] = lambda worker: None,
     ) -> None:
         self.job = job
         self._storage, self._expected, self._note = storage, expected, note
         storage.listen(Events(self._synced, self._log_failed, self._checkpointed, on_warning))
         self._on_warning = on_warning
         self._spawn, self._watch, self._on_report, self._on_lost = spawn, watch, on_report, on_lost
+        self._on_plan = on_plan
         self.operations = Operations(job.shards, copies=copies)
         self.coordinator = new_coordinator(job, note)
         self.shards = [new_shard(job, k, ShardPages(self.operations, k, replay), note) for k in range(job.shards)]
@@ -180,6 +185,7 @@ class Steward:
             "ready": self._arrived,
             "computed": self._computed,
             "ended": self._ended,
+            "planned": self._planned,
             "done": self._done,
             "failed": self._failed,
         }
@@ -479,6 +485,10 @@ class Steward:
             self._shorten(compute.seq)
         else:
             self._answer(worker, compute, None)
+
+    def _planned(self, worker: Worker, figures: list[Any], measured_peak_bytes: int | None) -> None:
+        worker.figures, worker.measured_peak_bytes = Figures(*figures), measured_peak_bytes
+        self._on_plan(worker)
 
     def _done(self, worker: Worker, number: int) -> None:
         worker.operations.pop(number).done = True

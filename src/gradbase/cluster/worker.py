@@ -11,11 +11,14 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn, optim
 from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from gradbase.compiled import GradientStep
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 _END = object()
@@ -118,6 +121,14 @@ class _own_state:
         torch.set_rng_state(self._outer)
 
 
+class Figures(NamedTuple):
+    """Of a worker's planned step."""
+
+    budget_bytes: int | None
+    predicted_peak_bytes: int
+    predicted_time_us: float
+
+
 class Learner:
     """Computes gradients into buffers that are given: one per parameter, such as views of a slab.
 
@@ -135,7 +146,8 @@ class Learner:
         self._missing: set[nn.Parameter] = set()
         self._parameters = [p for p in recipe.model.parameters() if p.requires_grad]
         self._memory = memory
-        self._planned: Callable[[Any], torch.Tensor] | None = None
+        self._planned: GradientStep | None = None
+        self.told: list[Any] = []  # what the steward knows of the plan
         self._hooks = [p.register_post_accumulate_grad_hook(self._store) for p in self._parameters if memory is None]
 
     def close(self) -> None:
@@ -144,6 +156,19 @@ class Learner:
             hook.remove()
         self._buffers = {}
         self._planned = None
+
+    @property
+    def figures(self) -> Figures | None:
+        """Of the plan; None before the first gradient, and without `memory`."""
+        if self._planned is None:
+            return None
+        plan = self._planned.plan
+        return Figures(self._planned.budget_bytes, plan.predicted_peak_bytes, plan.predicted_time_us)
+
+    @property
+    def measured_peak_bytes(self) -> int | None:
+        """Of all planned steps so far."""
+        return None if self._planned is None else self._planned.measured_peak_bytes
 
     def batch(self, number: int) -> Any:
         """Micro-batch `number`; IndexError after the last."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gradbase.cluster.job import Outcome, Request
-from gradbase.cluster.local import LocalEngine
+from gradbase.cluster.local import LocalEngine, StoreChoice
 from gradbase.cluster.steward import StepReport
 from gradbase.common.errors import StepError, UsageError
 from gradbase.store.machine import parse_consistency
@@ -168,6 +168,27 @@ def test_stop_ends_with_a_whole_step_and_a_store_that_resumes(
     assert again.steps == 40 and recipes.digest(again.model) == recipes.plain(3, 40)
     with pytest.raises(UsageError, match="made with lanes 3, not 2"):
         LocalEngine(_request(workers=2, durability="wal", store=store, resume=True)).run()
+
+
+def test_a_store_logs_as_it_was_chosen_to_and_is_resumed_so(tmp_path: Path) -> None:
+    """Both ways give the bits of the plain loop; what was chosen is kept, and only that can be asked for again."""
+    for given, expected in ((None, "command"), ("physical", "physical")):
+        choices: list[StoreChoice] = []
+        kept = {"durability": "wal", "store": tmp_path / expected}
+        LocalEngine(_request(steps=5, logging=given, **kept), on_store=choices.append).run()
+        again = LocalEngine(_request(steps=10, resume=True, **kept), on_store=choices.append).run()
+        assert [choice.logging for choice in choices] == [expected] * 2
+        assert all(choice.checkpoint_interval_us > 0 for choice in choices)
+        assert recipes.digest(again.model) == recipes.plain(3, 10)
+    with pytest.raises(UsageError, match="made with logging physical, not command"):
+        LocalEngine(_request(resume=True, logging="command", **kept)).run()
+
+
+def test_the_model_is_its_owners_again() -> None:
+    """No hook of the engine takes the gradients of what it gives back."""
+    model = Run(_request(workers=1, steps=2)).outcome.model
+    recipes.loss(model, next(recipes.batches())).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_no_process_and_no_memory_is_left() -> None:

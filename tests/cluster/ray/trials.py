@@ -1,4 +1,4 @@
-"""Every trial of the Ray engine in one process with one Ray, results as JSON lines: `python -m tests.cluster.ray.trials`.
+"""`python -m tests.cluster.ray.trials`: every trial of the Ray engine, in one process with one Ray, results as JSON.
 
 A process of its own can be ended when it hangs, with all that Ray has started; and starting Ray costs seconds.
 """

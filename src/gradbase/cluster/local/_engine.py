@@ -50,7 +50,8 @@ _IDLE_S = 120.0  # likewise one that gets no processor time at all: its input ha
 
 
 class LocalEngine:
-    """Runs one job. `on_report` is called for every gradient, `on_lost` for every worker that ended, `note` with what
+    """Runs one job. `on_report` is called for every gradient, `on_lost` for every worker that ended,
+    `on_plan` when a worker's plan, or the peak it measured, is new, `note` with what
     the machines note for `store.machine.history`; all on another thread. `on_store` is called on the caller's, once
     it is known how a store is kept.
     """
@@ -63,11 +64,12 @@ class LocalEngine:
         on_lost: Callable[[Worker], None] = lambda worker: None,
         on_warning: Callable[[str], None] = lambda text: None,
         on_store: Callable[[StoreChoice], None] = lambda choice: None,
+        on_plan: Callable[[Worker], None] = lambda worker: None,
         note: Notes | None = None,
     ) -> None:
         self._request, self._note = request, note
         self._on_report, self._on_lost, self._on_warning = on_report, on_lost, on_warning
-        self._on_store = on_store
+        self._on_store, self._on_plan = on_store, on_plan
         self._steward: Steward | None = None
         self._layout: Layout | None = None
         self._stop_asked = False
@@ -130,6 +132,7 @@ class LocalEngine:
             spawn=launcher.spawn,
             on_report=self._on_report,
             on_lost=lambda worker: self._note_lost(worker, launcher),
+            on_plan=self._on_plan,
             watch=_watch,
         )
         closing.callback(steward.abort)
@@ -168,12 +171,12 @@ class LocalEngine:
         request = self._request
         if request.store is None:
             return Volatile(), request.logging
-        disk = disk_of(request.store)
         wanted = _manifest(request, seed, where)
         if request.resume:
             manifest = resumed_directory(request.store, wanted)
-            reason = f"{manifest.logging}: as the store was made"
+            disk, reason = disk_of(request.store), f"{manifest.logging}: as the store was made"
         else:
+            disk = disk_of(request.store)
             choice = self._choice(where, pages, learner, memory, disk)
             manifest, reason = make_directory(request.store, replace(wanted, logging=choice.scheme)), choice.reason
         storage = Durable(request.store, manifest, pages.updater, pages.pushed_bytes, disk)

@@ -46,9 +46,17 @@ class RayEngine(LocalEngine):
         on_lost: Callable[[Worker], None] = lambda worker: None,
         on_warning: Callable[[str], None] = lambda text: None,
         on_store: Callable[[StoreChoice], None] = lambda choice: None,
+        on_plan: Callable[[Worker], None] = lambda worker: None,
     ) -> None:
         _imported_ray()
-        super().__init__(request, on_report=on_report, on_lost=on_lost, on_warning=on_warning, on_store=on_store)
+        super().__init__(
+            request,
+            on_report=on_report,
+            on_lost=on_lost,
+            on_warning=on_warning,
+            on_store=on_store,
+            on_plan=on_plan,
+        )
         self._address, self._wire = address, wire
 
     def _launcher(self, closing: contextlib.ExitStack) -> Launcher:

@@ -8,6 +8,7 @@ import pytest
 from gradbase.common.errors import UsageError
 from gradbase.tables.crowd import Claims, Config, Features, infer
 from gradbase.tables.crowd._features import Encoder, content_hashes
+from gradbase.tables.crowd._rivals import margins
 from gradbase.tables.crowd._text import Rarity, compare, number, paired
 from tests.tables.crowd.worlds import world
 
@@ -91,3 +92,11 @@ def test_features_of_another_length_are_an_error() -> None:
         infer(simulated.claims, Features(embedding=np.zeros((3, 2))))
     with pytest.raises(UsageError, match="no features"):
         infer(simulated.claims, Features())
+
+
+def test_a_pair_is_measured_against_the_best_other_pair_of_its_record() -> None:
+    likeness = np.array([[0.9], [0.4], [0.6], [0.5]])
+    found = margins(likeness, ["x", "x", "x", "y"])
+    assert np.allclose(found[:, 0], [0.3, -0.5, -0.3, 0.0])
+    assert found[:, 1].tolist() == [0, 0, 0, 1]
+    assert np.allclose(found[:, 2], np.log([3, 3, 3, 1]))

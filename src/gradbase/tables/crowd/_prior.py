@@ -57,7 +57,7 @@ def with_features(
     order = np.argsort(hashes := content_hashes(features), kind="stable")
     folds = (scramble(hashes[order] + np.uint64(config.seed)) % np.uint64(config.folds)).astype(np.int64)
     encoder, place = Encoder.of(features), torch.from_numpy(order)
-    posterior, chances = crowd, None
+    posterior, chances, trust = crowd, None, 0.0
     recent: tuple[tuple[Weights, ...], ...] = ()
     with own_randomness(config.seed), Trainer(encoder(features)[place], crowd.shape[1], config) as trainer:
         for turn in range(config.rounds):
@@ -65,9 +65,11 @@ def with_features(
             told, networks = cross_fitted(trainer, folds, labelled[place], posterior[place].float(), seed)
             now = torch.empty_like(crowd)
             now[place] = told.double()
+            if chances is None:
+                trust = _trust(now[labelled], crowd[labelled])  # while the crowd alone is what was taught
             chances = now if chances is None else MEMORY * chances + (1 - MEMORY) * now
             recent = (*recent, networks)[-ROUNDS_KEPT:]
-            posterior, answer, tilt = _weigh(table, crowd, labelled, posterior, chances)
+            posterior, answer, tilt = _weigh(table, crowd, labelled, posterior, chances, trust)
             if config.on_progress:
                 config.on_progress("classifier", turn + 1, config.rounds)
     kept = tuple(weights for networks in recent for weights in networks)
@@ -75,12 +77,11 @@ def with_features(
 
 
 def _weigh(
-    table: Table, crowd: Tensor, labelled: Tensor, posterior: Tensor, chances: Tensor
+    table: Table, crowd: Tensor, labelled: Tensor, posterior: Tensor, chances: Tensor, trust: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What to teach next, what to answer, and the classifier's log odds, float64[n, K] each."""
     shares = posterior[labelled].mean(0).clamp(min=1e-12).log()
     said = _said(table, crowd, posterior)
-    trust = _trust(chances[labelled], crowd[labelled], crowd[labelled].mean(0).clamp(min=1e-12).log())
     alone, tilt = crowd.clamp(min=1e-12).log(), trust * (chances - shares)
     teach = torch.softmax(trust * (TEACH * said + shares) + (1 - trust) * alone + tilt, 1)
     return teach, torch.softmax(trust * (CROWD * said + shares) + (1 - trust) * alone + tilt, 1), tilt
@@ -94,8 +95,9 @@ def _said(table: Table, crowd: Tensor, posterior: Tensor) -> Tensor:
     return table.over_items(theta.clamp(min=1e-9).log()).double()
 
 
-def _trust(chances: Tensor, crowd: Tensor, shares: Tensor) -> float:
+def _trust(chances: Tensor, crowd: Tensor) -> float:
     """0 to 1: how far the classifier is heard, by how well it predicts, out of fold, what the crowd alone believes."""
+    shares = crowd.mean(0).clamp(min=1e-12).log()
     entropy = -float((shares.exp() * shares).sum())
     skill = float((crowd * (chances - shares)).sum(1).mean()) / max(entropy, 1e-12)
     return min(max((skill - SKILL[0]) / (SKILL[1] - SKILL[0]), 0.0), 1.0)

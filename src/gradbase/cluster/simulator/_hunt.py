@@ -12,7 +12,7 @@ from gradbase.cluster.simulator._plan import draw_plan
 from gradbase.cluster.simulator._simulation import Machines, Outcome, Simulation
 from gradbase.store.machine import Job
 
-COLLECT_EVERY_RUNS = 100  # the machines of a finished run are cycles: garbage is collected between runs, not within
+COLLECT_EVERY_RUNS = 2_000  # runs leave no cycles behind but where they fail; looking for some takes long
 
 
 @dataclass

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
+from itertools import count
 from random import Random
 from traceback import extract_tb
 from typing import Any, TypeAlias
@@ -67,24 +68,29 @@ class Machines:
     disk: Callable[[], Disk] = Disk
 
 
-@dataclass(eq=False)
 class Process:
     """A machine with what an operating system gives it. `incarnation`: of its disk, or a worker's nonce."""
 
-    address: Address
-    machine: Machine
-    incarnation: int
-    pages: Pages | None = None
-    alive: bool = True
-    ahead_us: int = 0
-    hung_until_us: int = 0
-    slow_us: int = 0
+    __slots__ = ("address", "ahead_us", "alive", "hung_until_us", "incarnation", "machine", "pages", "receive",
+                 "slow_us", "tick")  # fmt: skip
+
+    def __init__(self, address: Address, machine: Machine, incarnation: int, pages: Pages | None = None) -> None:
+        self.address = address
+        self.machine = machine
+        self.incarnation = incarnation
+        self.pages = pages
+        self.alive = True
+        self.ahead_us = 0
+        self.hung_until_us = 0
+        self.slow_us = 0
+        self.receive = machine.receive  # looked up once: it is called for every message
+        self.tick = machine.tick
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `events`: sends, receipts (`messages`), and what happens inside: ticks, parts computed, disk
-    operations, faults.
+    """How a run ended. `events`: what was handled: messages received (`messages`), ticks of machines, parts computed,
+    disk operations that ended, processes started, faults. What a machine asks for is not counted before it happens.
     """
 
     plan: Plan
@@ -95,10 +101,8 @@ class Outcome:
     terms: int
 
 
-@dataclass
-class _Counts:
-    events: int = 0
-    messages: int = 0
+class _Over(Exception):
+    """The run is at its end."""
 
 
 class Simulation:
@@ -116,40 +120,35 @@ class Simulation:
         self._calm = False
         self._cut: list[Process] = []
         self._heap: list[tuple[int, int, Address | None, Any]] = []
-        self._order = 0
-        self._counts = _Counts()
+        self._order = count(1).__next__  # of two things at the same time, the one asked for first comes first
+        self._events = 0
+        self._messages = 0
         self._at: dict[Address, Process] = {}
         self._zombies: list[Process] = []
         self._full: list[Address] = []
         self._starting: set[Address] = set()
         self._finished = False
+        self._right: tuple[tuple[Payload, ...], ...] = ()  # bsp: what all shards must hold after 0, 1, ... steps
         self.killed = 0
         shards = [("shard", shard) for shard in range(self.job.shards)]
         self._disks: dict[Address, Disk] = {address: self._machines.disk() for address in (COORDINATOR, *shards)}
-        self._on: dict[type, Callable[[Process, Any], None]] = {
-            Append: self._append,
-            Sync: self._sync,
-            WriteCheckpoint: self._write_checkpoint,
-            Load: self._load,
-            Retire: self._retire,
-            Compute: self._compute,
-            Replace: self._replace,
-            Stop: self._stop,
-        }
 
     def run(self) -> Outcome:
-        self._prepare()
         violations: list[Violation] = []
         try:
+            self._prepare()
             self._go()
+        except _Over:
+            pass
         except Exception as error:  # a machine found itself where it must never be
             violations.append(Violation("crash", _where(error), len(self.history)))
-        expected = self._expected_step if self.job.consistency == "bsp" else self._expected_count
+        self._heap.clear()  # what waits there holds on to this object: a run that is over is then no garbage
+        self._right = unfailed(self.job, self.plan.parts) if self.job.consistency == "bsp" else ()
+        expected = self._expected_step if self._right else self._expected_count
         violations += check(self.job, self.history, expected)
         violations += self._judge_end() if not violations else []
-        counts = self._counts
         terms = self._disks[COORDINATOR].records[-1].lsn if self._disks[COORDINATOR].records else 0
-        return Outcome(self.plan, tuple(violations), counts.events, counts.messages, self.now_us, terms)
+        return Outcome(self.plan, tuple(violations), self._events, self._messages, self.now_us, terms)
 
     def values(self) -> list[Payload]:
         """Of every shard, as they are now; None where no process has them in memory."""
@@ -169,47 +168,53 @@ class Simulation:
         for fault in self.plan.faults:
             self._after(fault.at_us, partial(self._begin, fault))
         self._after(self.plan.calm_us, self._calm_down)
+        self._after(self.plan.calm_us + PATIENCE_US, self._give_up)
 
     def _go(self) -> None:
-        heap, at = self._heap, self._at
-        end_us = self.plan.calm_us + PATIENCE_US
-        events = messages = 0
-        while not self._finished and self.now_us <= end_us:
-            now_us, _, address, what = heappop(heap)
-            self.now_us = now_us
-            events += 1
-            if address is None:
-                what()
-                continue
-            process = at.get(address)
-            if process is not None:
-                if process.hung_until_us > now_us:
-                    self._put(process.hung_until_us + self._random.randrange(1000), address, what)
+        """Until `_Over`."""
+        heap, at, carry, zombies = self._heap, self._at, self._carry, self._zombies
+        messages = others = 0
+        try:
+            while True:
+                now_us, _, address, what = heappop(heap)
+                self.now_us = now_us
+                if address is None:
+                    others += 1
+                    what()
                     continue
-                messages += 1
-                effects = process.machine.receive(what)
-                if effects:
-                    self._carry(process, effects)
-            if self._zombies:
-                self._give_zombies(address, what)
-        self._counts.events += events
-        self._counts.messages += messages
+                process = at.get(address)
+                if process is not None:
+                    if process.hung_until_us > now_us:
+                        self._put(process.hung_until_us + self._random.randrange(1000), address, what)
+                        continue
+                    messages += 1
+                    effects = process.receive(what)
+                    if effects:
+                        carry(process, effects)
+                if zombies:
+                    self._give_zombies(address, what)
+        finally:
+            self._messages += messages
+            self._events += messages + others
+
+    def _give_up(self) -> None:
+        raise _Over
 
     def _carry(self, process: Process, effects: list[Effect]) -> None:
         """Carry out what a machine asked for, in order. A message costs one random number, for delay or oddness."""
-        draw, odd, heap, now_us = self._draw, self._odd, self._heap, self.now_us
-        self._counts.events += len(effects)
+        draw, order, heap = self._draw, self._order, self._heap
+        soonest_us = self.now_us + LATENCY_US
+        odd = 1.0 if self._cut else self._odd
         for effect in effects:
             if effect.__class__ is Send:
                 to, message = effect
                 luck = draw()
-                if luck < odd or self._cut:
+                if luck < odd:
                     self._send_oddly(process, to, message, luck)
                 else:
-                    self._order += 1
-                    heappush(heap, (now_us + LATENCY_US + int(luck * SPREAD_US), self._order, to, message))
+                    heappush(heap, (soonest_us + int(luck * SPREAD_US), order(), to, message))
             else:
-                self._on[effect.__class__](process, effect)
+                _DO[effect.__class__](self, process, effect)
 
     def _send_oddly(self, process: Process, to: Address, message: Any, luck: float) -> None:
         if process in self._cut or self._at.get(to) in self._cut:
@@ -223,25 +228,27 @@ class Simulation:
         self._put(self.now_us + LATENCY_US + int(luck * SPREAD_US) + late_us, to, message)
 
     def _put(self, at_us: int, address: Address | None, what: Any) -> None:
-        self._order += 1
-        heappush(self._heap, (at_us, self._order, address, what))
+        heappush(self._heap, (at_us, self._order(), address, what))
 
     def _after(self, delay_us: int, what: Callable[[], None]) -> None:
-        self._put(self.now_us + delay_us, None, what)
+        heappush(self._heap, (self.now_us + delay_us, self._order(), None, what))
 
     def _give_zombies(self, address: Address, message: Any) -> None:
         """What is sent to an address half the time also reaches a process that should no longer be there."""
-        for zombie in self._zombies:
+        for zombie in list(self._zombies):
             if zombie.address == address and zombie.hung_until_us <= self.now_us and self._draw() < 0.5:
-                self._carry(zombie, zombie.machine.receive(message))
+                self._messages += 1
+                self._events += 1
+                self._carry(zombie, zombie.receive(message))
 
     def _tick(self) -> None:
-        for process in [*self._at.values(), *self._zombies]:
-            if process.hung_until_us <= self.now_us:
-                self._counts.events += 1
-                effects = process.machine.tick(self.now_us + process.ahead_us)
-                if effects:
-                    self._carry(process, effects)
+        now_us, carry = self.now_us, self._carry
+        ready = [process for process in (*self._at.values(), *self._zombies) if process.hung_until_us <= now_us]
+        self._events += len(ready) - 1  # the timer itself is none
+        for process in ready:
+            effects = process.tick(now_us + process.ahead_us)
+            if effects:
+                carry(process, effects)
         self._after(TICK_US, self._tick)
 
     def _checkpoint(self) -> None:
@@ -306,6 +313,7 @@ class Simulation:
 
     def _stop(self, process: Process, effect: Stop) -> None:
         self._finished = True
+        raise _Over
 
     # Disks and computing.
 
@@ -383,7 +391,7 @@ class Simulation:
         for shard in range(self.job.shards):
             for part, payload in enumerate(gradient(self.job, values, batch, shard, count)):
                 effects += machine.computed(term, seq, lane, shard, part, count, payload)
-        self._counts.events += self.job.shards * count
+        self._events += self.job.shards * count - 1  # each part is one, their timer none
         self._carry(process, effects)
 
     # Faults.
@@ -448,7 +456,7 @@ class Simulation:
     # The end.
 
     def _expected_step(self, shard: int, step: int, count: int) -> Payload:
-        return unfailed(self.job, self.plan.parts)[step][shard]
+        return self._right[step][shard]
 
     def _expected_count(self, shard: int, step: int, count: int) -> Payload:
         return count
@@ -504,6 +512,18 @@ class Simulation:
 
     def _new_pages(self, shard: int) -> Pages:
         return StepPages(shard) if self.job.consistency == "bsp" else CountPages()
+
+
+_DO: dict[type, Callable[[Simulation, Process, Any], None]] = {
+    Append: Simulation._append,
+    Sync: Simulation._sync,
+    WriteCheckpoint: Simulation._write_checkpoint,
+    Load: Simulation._load,
+    Retire: Simulation._retire,
+    Compute: Simulation._compute,
+    Replace: Simulation._replace,
+    Stop: Simulation._stop,
+}
 
 
 def _where(error: Exception) -> str:

@@ -48,10 +48,10 @@ class ClockShard(Shard):
     # Pushes.
 
     def _push(self, message: Push) -> None:
-        worker = message.worker
+        worker, seq = message.worker, message.seq
         if message.term != self.open_term or self._sessions[worker] != message.session:
             return
-        seq, clock = message.seq, self.clock[worker]
+        clock = self.clock[worker]
         if seq < clock:
             self._reply(worker, seq, message.lane, message.part, True)
         elif seq > clock:
@@ -81,27 +81,22 @@ class ClockShard(Shard):
         return tuple(parts[part] for part in range(message.parts))
 
     def _apply(self, message: Push, parts: tuple[Payload, ...]) -> None:
-        worker, batch = message.worker, message.batch
+        term, worker, session, seq, _, batch, _, _, _ = message
         fresh = batch != NO_BATCH and batch not in self.used
         update: Payload | None = None
         if fresh:
             update = self.pages.reduce([parts])
             self.pages.apply(update)
             self.used.add(batch)
-        self.clock[worker] = message.seq + 1
+        self.clock[worker] = seq + 1
         if self._note is not None:
-            session, seq = message.session, message.seq
-            self._note(
-                new(notes.Applied, (self.shard, self.incarnation, self.term, worker, session, seq, batch, fresh))
-            )
+            self._note(new(notes.Applied, (self.shard, self.incarnation, term, worker, session, seq, batch, fresh)))
         if self._bound != UNBOUNDED or batch == NO_BATCH or worker not in self._live:
             self._count(worker, batch == NO_BATCH)
         if self._wal:
-            record = PushRecord(
-                self.lsn + 1, self.incarnation, self.term, worker, message.session, message.seq, batch, update
-            )
-            self._waiting.append((record.lsn, worker, message.seq))
-            self._append(record)
+            lsn = self.lsn + 1
+            self._waiting.append((lsn, worker, seq))
+            self._append(new(PushRecord, (lsn, self.incarnation, term, worker, session, seq, batch, update)))
 
     def _count(self, worker: int, idle: bool) -> None:
         if idle:
@@ -142,19 +137,17 @@ class ClockShard(Shard):
         """Answer if the reader's own pushes are in and it is not too far ahead. (The push that follows this read may
         be in as well: the session lost its term while some shards had it, and makes it again.)
         """
-        worker = message.worker
-        if message.seq > self.clock[worker] or message.seq - self._lowest > self._bound:
+        term, worker, session, seq, selection = message
+        if seq > self.clock[worker] or seq - self._lowest > self._bound:
             return False
-        value = self.pages.read(message.selection)
-        session, clock = message.session, tuple(self.clock)
+        value = self.pages.read(selection)
+        clock = tuple(self.clock)
         if self._note is not None:
-            self._note(
-                new(notes.Served, (self.shard, self.incarnation, self.term, worker, session, message.seq, clock, value))
-            )
+            self._note(new(notes.Served, (self.shard, self.incarnation, term, worker, session, seq, clock, value)))
         durable = self._durable[worker] if self._wal else self._kept_clock[worker]
         if durable > self._told[worker]:
             self._tell(worker, durable)
-        reply = new(PullReply, (self.open_term, session, self.shard, message.seq, clock, value, durable))
+        reply = new(PullReply, (term, session, self.shard, seq, clock, value, durable))
         self._out.append(new(Send, (self._workers[worker], reply)))
         return True
 
@@ -174,9 +167,8 @@ class ClockShard(Shard):
             for worker in sorted(told):
                 session, durable = self._sessions[worker], self._durable[worker]
                 self._tell(worker, durable)
-                self._out.append(
-                    new(Send, (self._workers[worker], Durable(self.open_term, session, self.shard, durable)))
-                )
+                message = new(Durable, (self.open_term, session, self.shard, durable))
+                self._out.append(new(Send, (self._workers[worker], message)))
 
     # Terms, recovery, checkpoints.
 

@@ -42,6 +42,9 @@ from gradbase.store.machine.messages import (
 from gradbase.store.machine.timing import Stopwatch
 
 
+LOOKS = 8  # how often silence is looked at while it grows to what is too much
+
+
 class Phase(Enum):
     GATHERING = "waiting for shards and workers"
     LOGGING = "writing the new term"
@@ -129,6 +132,8 @@ class Coordinator(ABC):
         self._watch = Stopwatch(job.limits.tick_us_max)
         self._again_us = 0
         self._gathering_us = 0
+        self._look_us = job.limits.silence_us_max // LOOKS
+        self._silent_us = 0  # since everybody's silence was looked at
 
     # What happens to a coordinator.
 
@@ -192,7 +197,10 @@ class Coordinator(ABC):
         if self.phase is Phase.GATHERING:
             self._gathering_us += passed
             self._start_if_gathered()
-        self._silence(passed)
+        self._silent_us += passed
+        if self._silent_us >= self._look_us:
+            self._silence(self._silent_us)
+            self._silent_us = 0
         self._again_us -= passed
         if self._again_us <= 0:
             self._again_us = self.job.limits.retry_us
@@ -242,7 +250,7 @@ class Coordinator(ABC):
         return None
 
     def _silence(self, passed: int) -> None:
-        most = self.job.limits.silence_us_max
+        most = self.job.limits.silence_us_max + self._look_us  # whoever was heard between two looks gets all of it
         for member in list(self.members.values()):
             member.quiet_us += passed
             if member.quiet_us > most:

@@ -122,13 +122,13 @@ class Session(ABC):
 
     def tick(self, now_us: int) -> list[Effect]:
         passed = self._watch.passed_us(now_us)
-        if self.finished:
-            return []
         self._beat_us -= passed
+        self._quiet_us += passed
+        if (self._beat_us > 0 and self._quiet_us < self._retry_us) or self.finished:
+            return []
         if self._beat_us <= 0:
             self._beat_us = self.job.limits.beat_us
             self._beat()
-        self._quiet_us += passed
         if self._quiet_us >= self._retry_us:
             self._quiet_us = 0
             self._retry_us = min(2 * self._retry_us, self.job.limits.retry_us_max)
@@ -180,7 +180,8 @@ class Session(ABC):
         """Until the term is open here, leases and versions are those of the term before: they are not told."""
         if self.session:
             progress, done = (self._progress(), self._lease_done()) if self._open else (0, -1)
-            self._out.append(new(Send, (COORDINATOR, Beat(self.term, self.worker, self.session, progress, done))))
+            beat = new(Beat, (self.term, self.worker, self.session, progress, done))
+            self._out.append(new(Send, (COORDINATOR, beat)))
 
     def _stop(self) -> None:
         self._reading.clear()
@@ -232,18 +233,16 @@ class Session(ABC):
         self._out.append(new(Send, (self._shards[shard], pull)))
 
     def _pull_reply(self, message: PullReply) -> None:
-        shard = message.shard
+        _, _, shard, _, clock, value, durable = message
         if shard not in self._reading or not self._awaited(message):
             return  # late, or doubled
         self._reading.remove(shard)
-        self._values[shard] = message.value
+        self._values[shard] = value
         if self._note is not None:
-            self._note(
-                new(notes.Read, (self.worker, self.session, shard, self.term, self.seq, message.clock, message.value))
-            )
+            self._note(new(notes.Read, (self.worker, self.session, shard, self.term, self.seq, clock, value)))
         self._quiet_us = 0
-        if message.durable > self._durable[shard]:
-            self._learn(shard, message.durable)
+        if durable > self._durable[shard]:
+            self._learn(shard, durable)
         if not self._reading:
             self._retry_us = self.job.limits.retry_us
             self._has_read(tuple(self._values))
@@ -291,15 +290,15 @@ class Session(ABC):
         self._retained[-1][1][shard].append(push)
 
     def _push_reply(self, message: PushReply) -> None:
-        shard = message.shard
-        if message.term != self.term or message.session != self.session or not self._open:
+        term, session, shard, seq, lane, part, complete, durable = message
+        if term != self.term or session != self.session or not self._open:
             return
-        if message.durable > self._durable[shard]:
-            self._learn(shard, message.durable)
-        if message.seq != self.seq or shard not in self._incomplete:
+        if durable > self._durable[shard]:
+            self._learn(shard, durable)
+        if seq != self.seq or shard not in self._incomplete:
             return
-        if not message.complete:
-            self._pushes[shard].pop((message.lane, message.part), None)
+        if not complete:
+            self._pushes[shard].pop((lane, part), None)
             return
         self._pushes[shard].clear()
         self._incomplete.remove(shard)

@@ -18,6 +18,7 @@ from gradbase.store.machine.messages import (
     Report,
     Send,
     View,
+    new,
 )
 
 
@@ -61,7 +62,7 @@ class StepSession(Session):
     def _compute(self, values: tuple[Payload, ...]) -> None:
         self._expect(self.lanes)
         for lane in self.lanes:
-            self._out.append(Compute(self.term, self.seq, lane, self._batch(lane), values))
+            self._out.append(new(Compute, (self.term, self.seq, lane, self._batch(lane), values)))
 
     def _batch(self, lane: int) -> int:
         return self.seq * self.job.lanes + lane
@@ -192,7 +193,7 @@ class ClockSession(Session):
     def _has_read(self, values: tuple[Payload, ...]) -> None:
         self._computing = True
         self._expect((0,))
-        self._out.append(Compute(self.term, self.seq, 0, self._batches[0], values))
+        self._out.append(new(Compute, (self.term, self.seq, 0, self._batches[0], values)))
 
     def _batch(self, lane: int) -> int:
         return NO_BATCH if self._resting else self._batches[0]

@@ -174,13 +174,13 @@ class Shard(ABC):
         return self._take()
 
     def tick(self, now_us: int) -> list[Effect]:
-        passed = self._watch.passed_us(now_us)
-        self._beat_us -= passed
-        if self._beat_us <= 0:
-            self._beat_us = self.job.limits.beat_us
-            self._append_again()
-            if self.incarnation and not self._loads:
-                self._say_up()
+        self._beat_us -= self._watch.passed_us(now_us)
+        if self._beat_us > 0:
+            return []
+        self._beat_us = self.job.limits.beat_us
+        self._append_again()
+        if self.incarnation and not self._loads:
+            self._say_up()
         return self._take()
 
     # Terms.
@@ -231,7 +231,7 @@ class Shard(ABC):
         self._tell_coordinator(Ready(self.shard, self.incarnation, self.term))
 
     def _say_up(self) -> None:
-        self._tell_coordinator(ShardUp(self.shard, self.incarnation, self.open_term, self._step()))
+        self._tell_coordinator(new(ShardUp, (self.shard, self.incarnation, self.open_term, self._step())))
 
     def _tell_coordinator(self, message: Message) -> None:
         self._out.append(new(Send, (COORDINATOR, message)))
@@ -239,22 +239,22 @@ class Shard(ABC):
     # The log.
 
     def _append(self, record: StepRecord | PushRecord) -> None:
-        assert record.lsn == self.lsn + 1, (record.lsn, self.lsn)
-        self.lsn = record.lsn
+        lsn = record.lsn
+        assert lsn == self.lsn + 1, (lsn, self.lsn)
+        self.lsn = lsn
         self._unsynced.append(record)
         if self._note is not None:
-            seq = record.step if isinstance(record, StepRecord) else record.seq
-            worker = -1 if isinstance(record, StepRecord) else record.worker
-            self._note(new(notes.Logged, (self.shard, self.incarnation, record.lsn, worker, seq)))
+            worker, seq = (-1, record.step) if isinstance(record, StepRecord) else (record.worker, record.seq)
+            self._note(new(notes.Logged, (self.shard, self.incarnation, lsn, worker, seq)))
         if not self._failed_lsn:
-            self._out.append(Append(record))
+            self._out.append(new(Append, (record,)))
             self._sync()
 
     def _sync(self) -> None:
         """Group commit: one sync at a time, for everything appended since."""
         if self._unsynced and not self._failed_lsn and not self._sync_lsn:
             self._sync_lsn = self.lsn
-            self._out.append(Sync(self.lsn))
+            self._out.append(new(Sync, (self.lsn,)))
 
     def _append_again(self) -> None:
         if self._failed_lsn:
@@ -266,7 +266,7 @@ class Shard(ABC):
         """A reply says something new about what is durable."""
         self._told[worker] = durable
         if self._note is not None:
-            self._note(notes.Acknowledged(self.shard, self.incarnation, worker, durable))
+            self._note(new(notes.Acknowledged, (self.shard, self.incarnation, worker, durable)))
 
     # Checkpoints.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from gradbase.store.machine import notes
 from gradbase.store.machine._ranges import numbers_in
-from gradbase.store.machine.consistency import Job
+from gradbase.store.machine.consistency import UNBOUNDED, Job
 from gradbase.store.machine.messages import NO_BATCH, Payload
 
 DIGIT_BITS = 4  # of the number that counts batches: one hexadecimal digit a batch
@@ -50,7 +50,7 @@ def check(job: Job, history: Iterable[notes.Note], expected: Expected | None = N
     return judge.violations
 
 
-@dataclass
+@dataclass(slots=True)
 class _Replica:
     """What one incarnation of a shard must hold, from what it noted."""
 
@@ -77,6 +77,7 @@ class _Judge:
         self._bsp = job.consistency == "bsp"
         self._wal = job.durability == "wal"
         self._bound = job.bound_steps
+        self._bounded = self._bound != UNBOUNDED
         self._position = 0
         self._owners = [0] * job.shards
         self._durable = [0] * job.shards
@@ -210,17 +211,18 @@ class _Judge:
         replica.step = note.seq + 1
 
     def _applied_push(self, note: notes.Applied) -> None:
-        replica = self._replicas[note.shard, note.incarnation]
-        worker, batch = note.worker, note.batch
-        self._check_member(note, replica)
-        if note.seq != replica.clock[worker]:
+        shard, incarnation, term, worker, session, seq, batch, fresh = note
+        replica = self._replicas[shard, incarnation]
+        if term != replica.open_term or replica.sessions.get(worker) != session:
+            self._unfenced(note, replica)
+        if seq != replica.clock[worker]:
             self._broken("I9 exactly once", f"{note} at clock {replica.clock[worker]}")
-        if self._pushed.get((worker, note.session, note.seq)) != batch:
+        if self._pushed.get((worker, session, seq)) != batch:
             self._broken("I5 order", f"{note} was never pushed")
-        if note.fresh != (batch != NO_BATCH and batch not in replica.used):
+        if fresh != (batch != NO_BATCH and batch not in replica.used):
             self._broken("I9 exactly once", f"{note}, but the values hold {sorted(replica.used)}")
-        replica.clock[worker] = note.seq + 1
-        if note.fresh:
+        replica.clock[worker] = seq + 1
+        if fresh:
             replica.used.add(batch)
             replica.count += 1 << (DIGIT_BITS * batch)
         if batch == NO_BATCH:
@@ -245,44 +247,48 @@ class _Judge:
     # Reads.
 
     def _served_step(self, note: notes.Served) -> None:
-        replica = self._replicas[note.shard, note.incarnation]
-        self._check_member(note, replica)
-        if note.seq != replica.step or note.clock != (replica.step,) * self.job.lanes:
+        shard, incarnation, term, worker, session, seq, clock, value = note
+        replica = self._replicas[shard, incarnation]
+        if term != replica.open_term or replica.sessions.get(worker) != session:
+            self._unfenced(note, replica)
+        if seq != replica.step or clock != (replica.step,) * self.job.lanes:
             self._broken("I4 exact value", f"{note} at version {replica.step}")
-        self._check_value(note, replica.step, 0)
+        self._check_value(note, shard, replica.step, 0, value)
 
     def _served_clock(self, note: notes.Served) -> None:
-        replica = self._replicas[note.shard, note.incarnation]
-        self._check_member(note, replica)
-        clock = replica.clock
-        if note.seq >= clock[note.worker]:
-            replica.live.add(note.worker)
-        if note.clock != tuple(clock):
-            self._broken("I4 exact value", f"{note} at clock {clock}")
-        lowest = min((clock[worker] for worker in replica.live), default=note.seq)
-        if note.seq - lowest > self._bound:
-            self._broken("I1 bound", f"{note} while the slowest is at {lowest}")
-        self._check_value(note, 0, replica.count)
+        shard, incarnation, term, worker, session, seq, clock, value = note
+        replica = self._replicas[shard, incarnation]
+        if term != replica.open_term or replica.sessions.get(worker) != session:
+            self._unfenced(note, replica)
+        right = replica.clock
+        if seq >= right[worker]:
+            replica.live.add(worker)
+        if clock != tuple(right):
+            self._broken("I4 exact value", f"{note} at clock {right}")
+        if self._bounded:
+            lowest = min([right[live] for live in replica.live], default=seq)
+            if seq - lowest > self._bound:
+                self._broken("I1 bound", f"{note} while the slowest is at {lowest}")
+        self._check_value(note, shard, 0, replica.count, value)
 
-    def _check_member(self, note: notes.Served | notes.Applied, replica: _Replica) -> None:
-        if note.term != replica.open_term or replica.sessions.get(note.worker) != note.session:
-            self._broken("I8 fenced", f"{note} in term {replica.open_term} of sessions {replica.sessions}")
+    def _unfenced(self, note: notes.Served | notes.Applied, replica: _Replica) -> None:
+        self._broken("I8 fenced", f"{note} in term {replica.open_term} of sessions {replica.sessions}")
 
-    def _check_value(self, note: notes.Served, step: int, count: int) -> None:
-        if self._expected is not None and note.value != (right := self._expected(note.shard, step, count)):
+    def _check_value(self, note: notes.Served, shard: int, step: int, count: int, value: Payload) -> None:
+        if self._expected is not None and value != (right := self._expected(shard, step, count)):
             self._broken("I4 exact value", f"{note} should be {right!r}")
 
     def _read(self, note: notes.Read) -> None:
-        clock, seq = note.clock, note.seq
+        worker, session, shard, term, seq, clock, value = note
         if self._bsp:
             if clock != (seq,) * self.job.lanes:
                 self._broken("I3 own writes", f"{note}")
-            elif self._expected is not None and note.value != self._expected(note.shard, seq, 0):
+            elif self._expected is not None and value != self._expected(shard, seq, 0):
                 self._broken("I4 exact value", f"{note}")
-        elif clock[note.worker] < seq:
+        elif clock[worker] < seq:
             self._broken("I3 own writes", f"{note}")
-        key = (note.worker, note.session, note.shard)
-        term, last = self._last_read.get(key, (0, ()))
-        if term == note.term and not all(map(le, last, clock)):
+        key = (worker, session, shard)
+        last_term, last = self._last_read.get(key, (0, ()))
+        if last_term == term and not all(map(le, last, clock)):
             self._broken("I2 monotonic", f"{note} after {last}")
-        self._last_read[key] = (note.term, clock)
+        self._last_read[key] = (term, clock)

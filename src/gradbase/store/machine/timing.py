@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 
+_NEVER_US = 1 << 62  # later than any clock says, so that the first tick finds that nothing passed
+
+
 class Stopwatch:
     """A clock that goes back counts for nothing, one that jumps ahead for at most `most_us` a tick."""
 
@@ -10,10 +13,11 @@ class Stopwatch:
 
     def __init__(self, most_us: int) -> None:
         self._most_us = most_us
-        self._last_us: int | None = None
+        self._last_us = _NEVER_US
 
     def passed_us(self, now_us: int) -> int:
-        last, self._last_us = self._last_us, now_us
-        if last is None or now_us < last:
+        passed = now_us - self._last_us
+        self._last_us = now_us
+        if passed < 0:
             return 0
-        return min(now_us - last, self._most_us)
+        return passed if passed < self._most_us else self._most_us

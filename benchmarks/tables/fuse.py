@@ -146,17 +146,32 @@ def measure_fusion(folder: Path, ablations: bool) -> list[Row]:
     return [{"set": folder.name, **row} for row in (*score_peers(table, kinds, gold), *rows)]
 
 
+def fused_numbers(table: Mapping[str, list[str]], config: Config) -> tuple[dict[str, float], float]:
+    """The truth of every item, and CPU seconds."""
+    values = [float(value) for value in table["value"]]
+    claims = Claims.from_columns(table["item"], ["value"] * len(values), table["worker"], values)
+    result, seconds = fused(claims, config, None)
+    columns = result.truths["object"], result.truths["value"]
+    return {claims.object_names[o]: v for o, v in zip(*columns, strict=True)}, seconds
+
+
+def read_numeric(folder: Path) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """Labels and gold."""
+    table, gold = read(folder / "labels.csv"), read(folder / "gold.csv")
+    return table, dict(zip(gold["item"], map(float, gold["value"]), strict=True))
+
+
+def mean_absolute_error(answer: Mapping[str, float], gold: Mapping[str, float]) -> float:
+    return float(np.mean([abs(answer[item] - gold[item]) for item in gold if item in answer]))
+
+
 def measure_numeric(folder: Path) -> list[Row]:
     """Mean absolute errors on one set of measured numbers."""
-    table, gold_table = read(folder / "labels.csv"), read(folder / "gold.csv")
-    gold = dict(zip(gold_table["item"], map(float, gold_table["value"]), strict=True))
-    values = [float(value) for value in table["value"]]
+    table, gold = read_numeric(folder)
     by_item: dict[str, list[float]] = {}
-    for item, value in zip(table["item"], values, strict=True):
-        by_item.setdefault(item, []).append(value)
-    claims = Claims.from_columns(table["item"], ["value"] * len(values), table["worker"], values)
-    result, seconds = fused(claims, Config(), None)
-    found = {claims.object_names[o]: v for o, v in zip(result.truths["object"], result.truths["value"], strict=True)}
+    for item, value in zip(table["item"], table["value"], strict=True):
+        by_item.setdefault(item, []).append(float(value))
+    found, seconds = fused_numbers(table, Config())
     answers = {
         "mean": {item: float(np.mean(v)) for item, v in by_item.items()},
         "median": {item: float(np.median(v)) for item, v in by_item.items()},
@@ -166,7 +181,7 @@ def measure_numeric(folder: Path) -> list[Row]:
         {
             "set": folder.name,
             "system": name,
-            "mean_absolute_error": float(np.mean([abs(answer[item] - gold[item]) for item in gold if item in answer])),
+            "mean_absolute_error": mean_absolute_error(answer, gold),
             "items": sum(item in answer for item in gold),
             "cpu_s": seconds if name == "gradbase" else None,
         }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gradbase.tables.fuse._copying import Copying, detect, foretold, nothing_copied, twins
-from gradbase.tables.fuse._discrete import Fit, Model, fit, link, posterior, predict, without_similarity
+from gradbase.tables.fuse._discrete import Fit, Model, Sharpness, fit, link, posterior, predict, without_similarity
 from gradbase.tables.fuse._gates import SHARPNESSES, Folds, Gate, best_sharpness, judge
 from gradbase.tables.fuse._problem import Problem
 from gradbase.tables.fuse._relations import EXACT, relate_candidates
@@ -31,12 +31,12 @@ class Known:
 
 @dataclass(frozen=True)
 class Solution:
-    """weight: (claims,) that the fit gave each. sharpness: by which log-odds are multiplied to be calibrated."""
+    """weight: (claims,) that the fit gave each. sharpness: (items,) what log-odds are multiplied by."""
 
     model: Model
     fit: Fit
     weight: Floats
-    sharpness: float
+    sharpness: Floats
     copying: Copying
     timeline: Timeline | None
     gates: tuple[Gate, ...]
@@ -49,7 +49,7 @@ class _Choice:
     informed: bool  # by features of sources
     copied: bool
     twins: bool  # the search for copies starts from sources that always agree
-    sharpness: float
+    sharpness: Sharpness
     rate: float  # of change in time; 0 where the truth is constant
     gates: tuple[Gate, ...]
 
@@ -73,8 +73,8 @@ def solve(
         fitted, weight, copying = _discounted(model, fitted, problem.weight, config, choice.twins)
     chains, timeline = chain(model) if choice.rate else None, None
     if chains is not None:
-        fitted, timeline = refine(model, chains, fitted, weight, choice.sharpness, choice.rate)
-    return Solution(model, fitted, weight, choice.sharpness, copying, timeline, choice.gates)
+        fitted, timeline = refine(model, chains, fitted, weight, choice.sharpness.contested, choice.rate)
+    return Solution(model, fitted, weight, choice.sharpness.of_items(problem), copying, timeline, choice.gates)
 
 
 def _model(problem: Problem, options: Mapping[int, AttributeOptions], similar: bool) -> Model:
@@ -118,8 +118,8 @@ def _choose(
     if network is not None:
         informed, model, fits = _judge_features(model, folds, fits, config, network, gates)
     copied, from_twins, fits = _judge_copies(model, folds, fits, config, gates)
-    sharpness, gate = best_sharpness(folds, model, fits)
-    gates.append(gate)
+    sharpness, sharp_gates = best_sharpness(folds, model, fits)
+    gates += sharp_gates
     rate, sharpness = _judge_time(model, folds, fits, sharpness, gates)
     return _Choice(similar, model.lifted, informed, copied, from_twins, sharpness, rate, tuple(gates))
 
@@ -158,8 +158,8 @@ def _judge_features(
 
 
 def _judge_time(
-    model: Model, folds: Folds, fits: list[Fit], sharpness: float, gates: list[Gate]
-) -> tuple[float, float]:
+    model: Model, folds: Folds, fits: list[Fit], sharpness: Sharpness, gates: list[Gate]
+) -> tuple[float, Sharpness]:
     """The rate of change that predicts dated claims best, and how sharp posteriors are then; a rate of 0 when a
     constant truth predicts as well."""
     chains = chain(model)
@@ -167,21 +167,23 @@ def _judge_time(
         return 0.0, sharpness
     dated = dated_claims(model, chains)
 
-    def likelihood(rate: float, sharpness: float) -> Floats:
+    def likelihood(rate: float, sharpness: Sharpness) -> Floats:
         found = []
         for fitted, held in zip(fits, folds.held, strict=True):
             beliefs = None
             if rate:
                 weight = folds.weight * ~held
-                fitted, timeline = refine(model, chains, fitted, weight, sharpness, rate)
-                beliefs = claim_beliefs(model, timeline, posterior(model, fitted.score, sharpness)[0])
+                fitted, timeline = refine(model, chains, fitted, weight, sharpness.contested, rate)
+                sharp = sharpness.of_items(model.problem)
+                beliefs = claim_beliefs(model, timeline, posterior(model, fitted.score, sharp)[0])
             found.append(predict(model, fitted, held, sharpness, beliefs)[dated[held]])
         return np.concatenate(found)
 
     tried = {(rate, sharpness): likelihood(rate, sharpness) for rate in rates(model, chains)}
     best = max(tried, key=lambda key: float(tried[key].sum()))
     # What looked like dependent sources may have been change.
-    tried |= {(best[0], sharp): likelihood(best[0], sharp) for sharp in SHARPNESSES if sharp > sharpness}
+    sharper = [replace(sharpness, contested=sharp) for sharp in SHARPNESSES if sharp > sharpness.contested]
+    tried |= {(best[0], sharp): likelihood(best[0], sharp) for sharp in sharper}
     best = max(tried, key=lambda key: float(tried[key].sum()))
     gates.append(judge("time", likelihood(0.0, sharpness), tried[best]))
     return best if gates[-1].kept else (0.0, sharpness)

@@ -162,13 +162,32 @@ def scores(model: Model, profile: Floats, lift: Floats, weight: Floats) -> Float
     return total if model.evidence is None else total + model.evidence
 
 
-def posterior(model: Model, score: Floats, sharpness: float = 1.0) -> tuple[Floats, Floats]:
-    """Probabilities of the candidates and, per item, of a value that nobody claimed."""
+@dataclass(frozen=True)
+class Sharpness:
+    """By what log-odds are multiplied to be calibrated: of items with one value, and of those with several. Sources
+    that agree on most items may be no better than chance where they differ: those are the hard ones."""
+
+    agreed: float = 1.0
+    contested: float = 1.0
+
+    def of_items(self, problem: Problem, candidates: Bools | None = None) -> Floats:
+        """(items,), from all candidates or from those given (candidates,)."""
+        item = problem.candidate_item if candidates is None else problem.candidate_item[candidates]
+        several = np.bincount(item, minlength=problem.items) > 1
+        return np.where(several, self.contested, self.agreed)
+
+
+AS_FOUND = Sharpness()
+
+
+def posterior(model: Model, score: Floats, sharpness: Floats | None = None) -> tuple[Floats, Floats]:
+    """Probabilities of the candidates and, per item, of a value that nobody claimed. `sharpness` (items,)."""
     problem = model.problem
+    sharpness = np.ones(problem.items) if sharpness is None else sharpness
     unclaimed = model.log_unclaimed
     top = unclaimed.copy()
     np.maximum.at(top, problem.candidate_item, score)
-    raised = np.exp(sharpness * (score - top[problem.candidate_item]))
+    raised = np.exp(sharpness[problem.candidate_item] * (score - top[problem.candidate_item]))
     rest = np.exp(sharpness * (unclaimed - top))
     total = np.bincount(problem.candidate_item, raised, problem.items) + rest
     return raised / total[problem.candidate_item], rest / total
@@ -219,7 +238,9 @@ def _lifts(problem: Problem, profile: Floats, probability: Floats, weight: Float
     return np.log(for_right / for_wrong)
 
 
-def predict(model: Model, fitted: Fit, held: Bools, sharpness: float = 1.0, beliefs: Floats | None = None) -> Floats:
+def predict(
+    model: Model, fitted: Fit, held: Bools, sharpness: Sharpness = AS_FOUND, beliefs: Floats | None = None
+) -> Floats:
     """(held claims,) log probability of claims, from the truths that the others gave.
 
     A value that only held claims have is no candidate: it is one of the domain that nobody claimed. `beliefs` (links,)
@@ -227,7 +248,8 @@ def predict(model: Model, fitted: Fit, held: Bools, sharpness: float = 1.0, beli
     """
     problem, links = model.problem, model.links
     alive = np.bincount(problem.candidate[~held], minlength=problem.candidates) > 0
-    probability, unclaimed = posterior(model, np.where(alive, fitted.score, -np.inf), sharpness)
+    sharp = sharpness.of_items(problem, alive)
+    probability, unclaimed = posterior(model, np.where(alive, fitted.score, -np.inf), sharp)
     log_domain, item = model.log_domain, problem.item
     exact, other = fitted.profile[problem.source, EXACT], fitted.profile[problem.source, OTHER]
     other = other * np.exp(-log_domain[item])

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradbase.tables.fuse._discrete import Fit, Model, fit, predict, shared_claims
+from gradbase.tables.fuse._discrete import AS_FOUND, Fit, Model, Sharpness, fit, predict, shared_claims
 from gradbase.tables.fuse._types import Bools, Floats
 
 FOLDS = 2
 HELD_SHARE = 0.2
+ERRORS_MIN = 1.0  # standard errors that a gain has to be above
+SHARED_CLAIMS = 30.0  # of all held-out claims, that the sharpness of one kind of items goes by beside its own
 SHARPNESSES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
 Weigh = Callable[[Model, Fit, Floats], Floats]
@@ -48,7 +50,15 @@ class Folds:
     def fits(self, model: Model, iterations_max: int) -> list[Fit]:
         return [fit(model, self.weight * ~held, iterations_max) for held in self.held]
 
-    def likelihood(self, model: Model, fits: list[Fit], sharpness: float = 1.0) -> Floats:
+    def contested(self, model: Model) -> Bools:
+        """(held claims of all folds,) whether the claims not held out name several values of the item."""
+        problem, found = model.problem, []
+        for held in self.held:
+            alive = np.bincount(problem.candidate[~held], minlength=problem.candidates) > 0
+            found.append(np.bincount(problem.candidate_item[alive], minlength=problem.items)[problem.item[held]] > 1)
+        return np.concatenate(found)
+
+    def likelihood(self, model: Model, fits: list[Fit], sharpness: Sharpness = AS_FOUND) -> Floats:
         """(held claims of all folds,) log-likelihoods."""
         return np.concatenate([predict(model, f, held, sharpness) for f, held in zip(fits, self.held, strict=True)])
 
@@ -59,17 +69,23 @@ def judge(name: str, without: Floats, having: Floats) -> Gate:
     if len(gains) < 2:
         return Gate(name, False, 0.0)
     gain, error = float(gains.mean()), float(gains.std()) / len(gains) ** 0.5
-    return Gate(name, gain > error and gain > 0, gain)
+    return Gate(name, gain > ERRORS_MIN * error and gain > 0, gain)
 
 
-def best_sharpness(folds: Folds, model: Model, fits: list[Fit]) -> tuple[float, Gate]:
+def best_sharpness(folds: Folds, model: Model, fits: list[Fit]) -> tuple[Sharpness, list[Gate]]:
     """How far posteriors are to be believed: sources are not as independent as the model has it.
 
-    The largest value that predicts as well as the best one, but for one standard error of the difference.
+    What predicts held-out claims best, of agreed and of contested items for themselves; the fewer claims of a kind are
+    held out, the more the others count.
     """
     if not any(held.any() for held in folds.held):
-        return 1.0, Gate("sharpness 1", False, 0.0)
-    tried = {sharpness: folds.likelihood(model, fits, sharpness) for sharpness in SHARPNESSES}
-    best = max(SHARPNESSES, key=lambda s: (round(float(tried[s].mean()), 9), s))
-    chosen = max(s for s in SHARPNESSES if s == best or not judge("", tried[s], tried[best]).kept)
-    return chosen, Gate(f"sharpness {chosen:g}", chosen < 1, float(tried[chosen].mean() - tried[1.0].mean()))
+        return AS_FOUND, []
+    tried = [folds.likelihood(model, fits, Sharpness(s, s)) for s in SHARPNESSES]
+    contested, gates, chosen = folds.contested(model), [], []
+    for name, own in (("agreed", ~contested), ("contested", contested)):
+        total = np.array([t[own].sum() + SHARED_CLAIMS * t.mean() for t in tried])
+        best = len(total) - 1 - int(np.argmax(np.round(total, 6)[::-1]))
+        chosen.append(SHARPNESSES[best])
+        gain = float((tried[best] - tried[-1])[own].mean()) if own.any() else 0.0
+        gates.append(Gate(f"sharpness {chosen[-1]:g} of {name} items", chosen[-1] < 1, gain))
+    return Sharpness(*chosen), gates

@@ -137,7 +137,7 @@ def _claim_odds(solution: Solution, decision: Decision) -> Floats:
     gained = contributions(model, fitted.profile, fitted.lift, solution.weight)
     item = model.problem.candidate_item[links.true]
     sign = (decision.best[item] == links.true).astype(np.float64) - (decision.second[item] == links.true)
-    return solution.sharpness * np.bincount(links.claim, sign * gained, model.problem.claims)
+    return solution.sharpness[model.problem.item] * np.bincount(links.claim, sign * gained, model.problem.claims)
 
 
 def _prior_odds(solution: Solution, decision: Decision) -> Floats:

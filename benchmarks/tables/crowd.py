@@ -28,6 +28,7 @@ import numpy as np
 from gradbase.tables.crowd import Claims, Features, Result, infer, next_labels
 
 Row = dict[str, Any]
+BUYERS = 8  # seeds: the standard error of a single one is a third of a point
 PEERS = ("MajorityVote", "Wawa", "GLAD", "DawidSkene")
 
 
@@ -151,7 +152,8 @@ def bought(folder: Path, seed: int, rounds: int = 10) -> Row:
         name: score(infer(_only(claims, rows)), gold)["accuracy"]
         for name, rows in (("bought", have), ("any", order[:half]), ("all", order))
     }
-    return {"set": folder.name, "seed": seed, **accuracy}
+    short = accuracy["all"] - accuracy["bought"]
+    return {"set": folder.name, "seed": seed, **accuracy, "short_of_all": short}
 
 
 def _take(wanted: list[int], shelves: list[list[int]], least: int) -> list[int]:
@@ -190,7 +192,9 @@ def gather(folder: Path, wanted: Callable[[str], bool], skip: set[str], peers: t
     if "numbers" not in skip and (folder / "numeric").exists():
         found["numbers"] = [numeric(path) for path in sorted((folder / "numeric").iterdir())]
     if "next" not in skip:
-        found["next"] = [bought(path, seed) for path in crowds if path.name in ("possent", "rte") for seed in range(3)]
+        for path in (path for path in crowds if path.name in ("possent", "rte")):
+            rows = [bought(path, seed) for seed in range(BUYERS)]
+            found["next"] = found.get("next", []) + [*rows, mean_row(rows) | {"set": f"{path.name} mean"}]
     return found
 
 

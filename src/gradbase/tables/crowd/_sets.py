@@ -23,11 +23,8 @@ ANSWERS = np.array([0, 1])  # no, yes
 
 def sets(claims: Claims, config: Config, start: dict[str, Fit], settled: int) -> Result:
     """The result for claims of kind "sets"."""
-    assert claims.tag is not None
     n_items, n_tags = len(claims.items), len(claims.classes)
-    questions = claims.item * n_tags + claims.tag
-    binary = Claims(questions, claims.worker, claims.label, np.arange(n_items * n_tags), claims.workers, ANSWERS)
-    table = table_of(binary)
+    table = table_of(as_questions(claims))
     first = judge(table, None, config.seed, start, config.on_progress)
     tilt = _commonness(first.posterior, n_tags)
     opinion: Opinion = judge(table, tilt, config.seed, first.fits, config.on_progress)
@@ -46,6 +43,14 @@ def sets(claims: Claims, config: Config, start: dict[str, Fit], settled: int) ->
         explain=lambda: _of_tags(why_of(table, opinion.posterior, flat, 1 - flat, tilt), flat, n_tags),
         state=State(claims, opinion.fits, settled),
     )
+
+
+def as_questions(claims: Claims) -> Claims:
+    """Claims of kind "classes" (no and yes) about items that are questions: item * tags + tag."""
+    assert claims.tag is not None
+    n_tags = len(claims.classes)
+    names = np.arange(len(claims.items) * n_tags)
+    return Claims(claims.item * n_tags + claims.tag, claims.worker, claims.label, names, claims.workers, ANSWERS)
 
 
 def _commonness(posterior: Tensor, n_tags: int) -> Tensor:

@@ -316,16 +316,25 @@ class Snapshot:
 
     def _hold(self, index: int) -> Bytes:
         """A piece as it was at the moment of the snapshot; it stays so until `_leave`."""
+        return self._hold_all((index,))[0]
+
+    def _hold_all(self, run: Sequence[int]) -> list[Bytes]:
+        """The same of several pieces, for the price of one: the lock is what costs."""
+        state, places, saved = self._state, self._owner.places, self._saved
         with self._moved:
-            self._moved.wait_for(lambda: self._state[index] != _BUSY)
-            assert self._state[index] != _TAKEN
-            saved = self._saved.pop(index, None)
-            self._state[index] = _BUSY
-        return self._owner.places[index].memory if saved is None else saved
+            self._moved.wait_for(lambda: all(state[index] != _BUSY for index in run))
+            assert all(state[index] != _TAKEN for index in run)
+            for index in run:
+                state[index] = _BUSY
+            return [saved.pop(index) if index in saved else places[index].memory for index in run]
 
     def _leave(self, index: int, state: int) -> None:
+        self._leave_all((index,), state)
+
+    def _leave_all(self, run: Sequence[int], state: int) -> None:
         with self._moved:
-            self._state[index] = state if self._open else _TAKEN
+            for index in run:
+                self._state[index] = state if self._open else _TAKEN
             self._moved.notify_all()
 
     def _write(self, number: int, state: Mapping[str, Any]) -> Any:
@@ -413,11 +422,10 @@ class Snapshot:
 
     def _write_straight(self, out: Out, run: Sequence[int]) -> list[int]:
         """The same without a copy. Whoever overwrites one of the pieces waits for the write, unless it was saved."""
-        parts = [self._hold(index) for index in run]
+        parts = self._hold_all(run)
         checks = [checksum(part) for part in parts]
         out.write_straight(self._owner.places[run[0]].offset, parts)
-        for index in run:
-            self._leave(index, _TAKEN)
+        self._leave_all(run, _TAKEN)
         return checks
 
     def _skip(self, index: int) -> None:

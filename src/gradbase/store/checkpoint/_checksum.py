@@ -29,4 +29,4 @@ def checksum(data: Bytes) -> int:
 def _crc_of_blocks(data: Bytes, crc: int) -> int:
     # View as rows of bytes first: a view as words works at any address then.
     words: NDArray[Any] = data.view("<u8").reshape(-1, _WORDS)
-    return zlib.crc32(words.sum(axis=1, dtype=np.uint64).data, crc)
+    return zlib.crc32(np.add.reduce(words, axis=1).data, crc)

@@ -10,7 +10,7 @@ from gradbase.store.checkpoint._checksum import Bytes
 from gradbase.store.checkpoint._safetensors import DataFile
 from gradbase.store.files import BLOCK_BYTES, Files, align_up, aligned_memory
 
-STAGE_BYTES = 8 << 20  # small writes take several times the processor time of large ones
+STAGE_BYTES = 16 << 20  # small writes take several times the processor time of large ones
 _DIRECT_BYTES_MIN = 64 << 10
 
 

@@ -41,7 +41,6 @@ from gradbase.store.machine.messages import (
 )
 from gradbase.store.machine.timing import Stopwatch
 
-
 LOOKS = 8  # how often silence is looked at while it grows to what is too much
 
 

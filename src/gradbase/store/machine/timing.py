@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 _NEVER_US = 1 << 62  # later than any clock says, so that the first tick finds that nothing passed
 
 

@@ -80,7 +80,7 @@ class FuseTables:
     @property
     def state(self) -> dict[str, Any]:
         assert self.result is not None
-        return {name: table(getattr(self.result.statistics, name)) for name in ("values", "sources")}
+        return {name: table(getattr(self.result.statistics, name)) for name in ("values", "sources", "claims")}
 
     def html(self, title: str = "Fusion") -> str:
         """The report: one page that needs no network."""

@@ -89,6 +89,50 @@ def test_later_claims_add_to_earlier_ones() -> None:
     assert table["claims"].sum() == len(world.rows)
 
 
+def in_parts(world: World, parts: int, seed: int) -> dict[str, object]:
+    """The answer to every item by the last part that speaks of it, the rows dealt out at random."""
+    part = np.random.default_rng(seed).integers(parts, size=len(world.rows))
+    statistics, answers = None, {}
+    for number in range(parts):
+        claims = World([row for row, p in zip(world.rows, part, strict=True) if p == number], world.truth).claims()
+        result = infer(claims, statistics=statistics)
+        statistics = result.statistics
+        told = zip(result.truths["object"], result.truths["value"], strict=True)
+        answers |= {claims.object_names[o]: value for o, value in told}
+    return answers
+
+
+def test_claims_in_parts_give_nearly_the_answers_of_all_at_once() -> None:
+    world = opinions([0.95, 0.8, 0.7, 0.6, 0.5, 0.4], items=300, cover=0.6, seed=11)
+    claims = world.claims()
+    truths = infer(claims).truths
+    at_once = {claims.object_names[o]: v for o, v in zip(truths["object"], truths["value"], strict=True)}
+    grown = in_parts(world, parts=5, seed=1)
+    assert np.mean([grown[o] != value for o, value in at_once.items()]) < 0.05
+
+
+def test_a_claim_that_comes_again_counts_once() -> None:
+    world = opinions([0.9, 0.8, 0.6, 0.5], items=80, seed=12)
+    claims = world.claims()
+    once = infer(claims)
+    again = infer(claims, statistics=once.statistics)
+    np.testing.assert_array_equal(again.truths["value"], once.truths["value"])
+    np.testing.assert_allclose(again.truths["probability"], once.truths["probability"], atol=1e-6)
+    assert again.truths["claims"].sum() == once.truths["claims"].sum()
+    for name in ("exact", "other"):
+        np.testing.assert_allclose(again.statistics.sources[name], once.statistics.sources[name], atol=1e-6)
+
+
+def test_sources_that_said_something_earlier_are_no_part_of_the_tables() -> None:
+    world = opinions([0.9, 0.8, 0.7], items=60, seed=13)
+    first = infer(world.claims())
+    one = World([row for row in world.rows if row[1] == world.rows[0][1]][:5], world.truth).claims()
+    later = infer(one, statistics=first.statistics)
+    assert set(later.sources["source"]) == {0}
+    assert odds_left_unexplained(later) < 1e-9
+    assert len(later.statistics.sources["source"]) == 3
+
+
 def test_later_measurements_add_to_earlier_ones() -> None:
     world, _, _ = readings(items=150, seed=8)
     first, second = halves(world)

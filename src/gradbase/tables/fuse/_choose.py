@@ -22,14 +22,6 @@ _PARTIAL_COST = 8.0  # and the one in which they copy all, for that leaves less 
 
 
 @dataclass(frozen=True)
-class Known:
-    """From earlier claims: counts (sources, RELATIONS), evidence (candidates,)."""
-
-    counts: Floats | None = None
-    evidence: Floats | None = None
-
-
-@dataclass(frozen=True)
 class Solution:
     """weight: (claims,) that the fit gave each. sharpness: (items,) what log-odds are multiplied by."""
 
@@ -55,13 +47,18 @@ class _Choice:
 
 
 def solve(
-    problem: Problem, options: Mapping[int, AttributeOptions], config: Config, known: Known, features: Floats | None
+    problem: Problem,
+    options: Mapping[int, AttributeOptions],
+    config: Config,
+    known: Floats | None,
+    features: Floats | None,
 ) -> Solution:
-    """Choose on held-out claims, then fit all of them. `features` (sources, columns), standardised, or None."""
+    """Choose on held-out claims, then fit all of them. `known` (sources, RELATIONS): counts from claims of other items,
+    `features` (sources, columns), standardised; either may be None."""
     network = _Prior(features, config) if features is not None else None
-    choice = _choose(_sample(problem), options, config, network)
+    choice = _choose(_sample(problem), options, config, known, network)
     model = _model(problem, options, config.similarity and choice.similar)
-    model = replace(model, lifted=choice.lifted, known=known.counts, evidence=known.evidence)
+    model = replace(model, lifted=choice.lifted, known=known)
     weight, copying = problem.weight, nothing_copied()
     fitted = fit(model, weight, config.iterations_max)
     if network is not None:
@@ -95,9 +92,13 @@ def _sample(problem: Problem) -> Problem:
 
 
 def _choose(
-    problem: Problem, options: Mapping[int, AttributeOptions], config: Config, network: _Prior | None
+    problem: Problem,
+    options: Mapping[int, AttributeOptions],
+    config: Config,
+    known: Floats | None,
+    network: _Prior | None,
 ) -> _Choice:
-    model = _model(problem, options, config.similarity)
+    model = replace(_model(problem, options, config.similarity), known=known)
     folds = Folds.of(model, problem.weight, config.seed)
     fits = folds.fits(model, config.iterations_max)
     best, gates = folds.likelihood(model, fits), []

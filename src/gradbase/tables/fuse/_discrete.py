@@ -62,15 +62,14 @@ def link(problem: Problem, pairs: Pairs) -> Links:
 
 @dataclass(frozen=True)
 class Model:
-    """What a fit is of. `known` (sources, RELATIONS): counts from earlier claims; `evidence` (candidates,): log-odds
-    from earlier claims; `prior` (sources, RELATIONS): the mean profile of each source, where something is known of it.
+    """What a fit is of. `known` (sources, RELATIONS): counts from claims of other items; `prior` (sources,
+    RELATIONS): the mean profile of each source, where something is known of it.
     """
 
     problem: Problem
     links: Links
     lifted: bool = True
     known: Floats | None = None
-    evidence: Floats | None = None
     prior: Floats | None = None
 
     @property
@@ -139,8 +138,6 @@ def shared_claims(model: Model, weight: Floats) -> Bools:
     problem = model.problem
     spoken = problem.item[weight > 0] * problem.sources + problem.source[weight > 0]
     sources = np.bincount(np.unique(spoken) // problem.sources, minlength=problem.items)
-    if model.evidence is not None:
-        sources += np.bincount(problem.candidate_item, model.evidence != 0, problem.items) > 0
     return (sources > 1)[problem.item]
 
 
@@ -156,10 +153,9 @@ def contributions(model: Model, profile: Floats, lift: Floats, weight: Floats) -
 
 
 def scores(model: Model, profile: Floats, lift: Floats, weight: Floats) -> Floats:
-    """(candidates,) the sum of contributions, and of what was known before."""
+    """(candidates,) the sum of contributions."""
     gained = contributions(model, profile, lift, weight)
-    total = np.bincount(model.links.true, gained, model.problem.candidates)
-    return total if model.evidence is None else total + model.evidence
+    return np.bincount(model.links.true, gained, model.problem.candidates)
 
 
 @dataclass(frozen=True)
@@ -208,6 +204,16 @@ def _counts(model: Model, beliefs: Floats, weight: Floats) -> Floats:
     counts = np.bincount(cell, held, problem.sources * RELATIONS).reshape(-1, RELATIONS)
     counts[:, OTHER] = np.maximum(problem.per_source(weight) - counts[:, :OTHER].sum(axis=1), 0.0)
     return counts if model.known is None else counts + model.known
+
+
+def claim_counts(model: Model, beliefs: Floats, weight: Floats) -> Floats:
+    """(claims, RELATIONS) what each claim adds to its source's counts."""
+    links, problem = model.links, model.problem
+    held = weight * shared_claims(model, weight)
+    cell = links.claim * RELATIONS + links.relation
+    counts = np.bincount(cell, held[links.claim] * beliefs, problem.claims * RELATIONS).reshape(-1, RELATIONS)
+    counts[:, OTHER] = np.maximum(held - counts[:, :OTHER].sum(axis=1), 0.0)
+    return counts
 
 
 def _profiles(model: Model, counts: Floats, mean: Floats) -> tuple[Floats, Floats]:

@@ -1,8 +1,9 @@
-"""Adding claims without the old ones: what they said is kept as evidence by value and as counts by source.
+"""Adding claims without starting over: items that are spoken of again are judged anew, all others rest.
 
-`extend` puts the known values of the items that are spoken of again among the new claims, each as one claim without
-weight by a source that is nobody; they make the value a candidate and carry its evidence. `merge` writes the tables
-anew. A claim that was counted before is counted again: only the old claims could tell.
+Of told values, `extend` puts the earlier claims of these items behind the new ones, and what their sources did
+elsewhere becomes counts; so answers are those of all claims, but that items at rest do not learn
+what later claims teach about their sources. Of measured numbers and sets, the known values come back instead, each as
+one claim without weight by a source that is nobody; they carry their evidence. `merge` writes the tables anew.
 """
 
 from __future__ import annotations
@@ -13,27 +14,32 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gradbase.common.errors import UsageError
+from gradbase.tables.fuse._discrete import Model, claim_counts
 from gradbase.tables.fuse._measured import Estimate
 from gradbase.tables.fuse._problem import Keys, Problem
 from gradbase.tables.fuse._relations import RELATIONS
 from gradbase.tables.fuse._types import Claims, Floats, Ints, Objects, Statistics, Table
 
+_COUNTS = ("exact", "vaguer", "finer", "near", "other")
 VALUES = ("object", "attribute", "kind", "value", "evidence", "error", "claims")
-SOURCES = ("source", "exact", "vaguer", "finer", "near", "other")
-_COUNTS = SOURCES[1:]
+SOURCES = ("source", *_COUNTS)
+CLAIMS = ("object", "attribute", "source", "value", "time", "confidence", *_COUNTS)
+_NOT_TOLD = ("measure", "set")
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """claims: with the known values behind the new ones. row: where those start. evidence, error, count: theirs.
-    counts (sources, RELATIONS): of the sources' earlier claims."""
+    """claims: the new ones, from `row` on the known values of measured numbers and sets, then earlier claims.
+    evidence, error, count: of the known values. counts (sources, RELATIONS): of the sources' claims of other items.
+    nobody: how many sources the new claims name, and the code of the one that is nobody."""
 
     claims: Claims
     row: int
     evidence: Floats
     error: Floats
     count: Ints
-    counts: Floats
+    counts: Floats | None
+    nobody: int
 
     def of_candidates(self, problem: Problem, column: Floats | Ints, default: float) -> Floats:
         """(candidates,) the column's entry for the known values."""
@@ -45,32 +51,54 @@ class Earlier:
 
 def extend(claims: Claims, statistics: Statistics | None) -> Earlier:
     """The claims with what is known of their items. Raises UsageError when the tables lack a column."""
-    none = np.empty(0)
+    none, nobody = np.empty(0), len(claims.source_names)
     if statistics is None:
-        return Earlier(claims, len(claims), none, none, none.astype(np.int64), np.zeros((0, RELATIONS)))
+        return Earlier(claims, len(claims), none, none, none.astype(np.int64), None, nobody)
     _check(statistics)
-    values = statistics.values
-    objects, attributes = (_positions(names) for names in (claims.object_names, claims.attribute_names))
-    spoken = set((claims.object * len(attributes) + claims.attribute).tolist())
-    code = [
-        (objects.get(o, -1), attributes.get(a, -1))
-        for o, a in zip(values["object"].tolist(), values["attribute"].tolist(), strict=True)
-    ]
-    known = [i for i, (o, a) in enumerate(code) if min(o, a) >= 0 and o * len(attributes) + a in spoken]
-    nobody = len(claims.source_names)
-    longer = _appended(claims, [code[i] for i in known], values["value"][known], nobody)
-    counts = np.zeros((nobody + 1, RELATIONS))
-    sources = _positions(claims.source_names)
-    for i, name in enumerate(statistics.sources["source"].tolist()):
-        if name in sources:
-            counts[sources[name]] = [statistics.sources[column][i] for column in _COUNTS]
-    chosen = (values[name][known] for name in ("evidence", "error", "claims"))
-    evidence, error, count = chosen
-    return Earlier(longer, len(claims), evidence, error, count.astype(np.int64), counts)
+    values, said = statistics.values, statistics.claims
+    at, told = _known_items(claims, values), ~np.isin(values["kind"].astype(np.str_), _NOT_TOLD)
+    known, again = np.flatnonzero((at[0] >= 0) & ~told), _known_items(claims, said)
+    names = [*claims.source_names, "", *sorted(set(said["source"].tolist()) - set(claims.source_names))]
+    sources = _positions(names)
+    sources[""] = nobody if "" not in claims.source_names else sources[""]
+    back = np.flatnonzero(again[0] >= 0)
+    spoken = _coded(sources, said["source"][back])
+    codes = [np.r_[a[known], b[back]] for a, b in zip(at, again, strict=True)]
+    nameless = replace(claims, source_names=names)
+    longer = _appended(
+        nameless,
+        (*codes, np.r_[np.full(len(known), nobody), spoken]),
+        np.concatenate([values["value"][known], said["value"][back]]),
+        np.r_[np.full(len(known), np.nan), said["time"][back].astype(np.float64)],
+        np.r_[np.zeros(len(known)), said["confidence"][back].astype(np.float64)],
+    )
+    counts = np.zeros((len(names), RELATIONS))
+    place = _coded(sources, statistics.sources["source"])
+    for i, column in enumerate(_COUNTS):
+        counts[place[place >= 0], i] = statistics.sources[column][place >= 0]
+        counts[:, i] -= np.bincount(spoken, said[column][back], len(names))
+    evidence, error, count = (values[name][known] for name in ("evidence", "error", "claims"))
+    return Earlier(longer, len(claims), evidence, error, count.astype(np.int64), np.maximum(counts, 0.0), nobody)
+
+
+def _known_items(claims: Claims, table: Table) -> tuple[Ints, Ints]:
+    """(rows,) codes of object and attribute, -1 for items that the claims do not speak of."""
+    objects = _coded(_positions(claims.object_names), table["object"])
+    attributes = _coded(_positions(claims.attribute_names), table["attribute"])
+    width = len(claims.attribute_names)
+    spoken = np.isin(objects * width + attributes, claims.object * width + claims.attribute)
+    spoken &= (objects >= 0) & (attributes >= 0)
+    return np.where(spoken, objects, -1), np.where(spoken, attributes, -1)
+
+
+def _coded(position: dict[str, int], names: Objects) -> Ints:
+    return np.fromiter((position.get(name, -1) for name in names.tolist()), np.int64, len(names))
 
 
 def _check(statistics: Statistics) -> None:
-    for title, table, columns in (("values", statistics.values, VALUES), ("sources", statistics.sources, SOURCES)):
+    tables = (("values", VALUES), ("sources", SOURCES), ("claims", CLAIMS))
+    for title, columns in tables:
+        table = getattr(statistics, title)
         missing = [name for name in columns if name not in table]
         if missing:
             raise UsageError(
@@ -82,30 +110,35 @@ def _positions(names: Sequence[str]) -> dict[str, int]:
     return {name: i for i, name in enumerate(names)}
 
 
-def _appended(claims: Claims, codes: list[tuple[int, int]], values: Objects, nobody: int) -> Claims:
-    """The claims, then one of no weight for every known value."""
-    added = np.array(codes, dtype=np.int64).reshape(-1, 2)
-    confidence = np.full(len(claims), np.nan) if claims.confidence is None else claims.confidence
-    times = None if claims.time is None else np.r_[claims.time, np.full(len(added), np.nan)]
+def _appended(claims: Claims, codes: tuple[Ints, ...], values: Objects, time: Floats, confidence: Floats) -> Claims:
+    """The claims, then these rows (objects, attributes, sources)."""
+    given = np.full(len(claims), np.nan) if claims.confidence is None else claims.confidence
+    dated = np.full(len(claims), np.nan) if claims.time is None else claims.time
+    times = np.r_[dated, time]
     return replace(
         claims,
-        object=np.r_[claims.object, added[:, 0]],
-        attribute=np.r_[claims.attribute, added[:, 1]],
-        source=np.r_[claims.source, np.full(len(added), nobody)],
+        object=np.r_[claims.object, codes[0]],
+        attribute=np.r_[claims.attribute, codes[1]],
+        source=np.r_[claims.source, codes[2]],
         value=np.concatenate([claims.value, values.astype(np.object_)]),
-        source_names=[*claims.source_names, ""],
-        time=times,
-        confidence=np.r_[confidence, np.zeros(len(added))],
+        time=None if np.isnan(times).all() else times,
+        confidence=np.r_[given, confidence],
     )
 
 
-def merge(statistics: Statistics | None, values: Table, sources: Table) -> Statistics:
-    """The earlier tables with the rows of the given items and sources put in place of theirs."""
+def merge(statistics: Statistics | None, parts: Sequence[Statistics]) -> Statistics:
+    """The earlier tables with the rows of the parts' items and sources put in place of theirs."""
+    fresh = Statistics(
+        _stack(VALUES, [part.values for part in parts]),
+        _stack(SOURCES, [part.sources for part in parts if part.sources]),
+        _stack(CLAIMS, [part.claims for part in parts if part.claims]),
+    )
     if statistics is None:
-        return Statistics(values, sources)
+        return fresh
     return Statistics(
-        _replaced(statistics.values, values, ("object", "attribute")),
-        _replaced(statistics.sources, sources, ("source",)),
+        _replaced(statistics.values, fresh.values, ("object", "attribute")),
+        _replaced(statistics.sources, fresh.sources, ("source",)),
+        _replaced(statistics.claims, fresh.claims, ("object", "attribute")),
     )
 
 
@@ -159,12 +192,45 @@ def _named(names: Sequence[str], codes: Ints) -> Objects:
     return named
 
 
-def known_sources(claims: Claims, problem: Problem, counts: Floats) -> Table:
-    """A row for every source with a claim or a count."""
+def known_sources(earlier: Earlier, problem: Problem, said: Table) -> Table:
+    """A row for every source with a claim or a count: those of other items, and what the claims `said` add."""
+    counts = np.zeros((problem.sources, RELATIONS)) if earlier.counts is None else earlier.counts.copy()
+    for i, column in enumerate(_COUNTS):
+        counts[:, i] += np.bincount(problem.source, said[column], problem.sources)
     source = np.flatnonzero((problem.per_source() > 0) | (counts.sum(axis=1) > 0))
-    source = source[[claims.source_names[s] != "" or s < problem.sources - 1 for s in source.tolist()]]
-    named = {"source": _named(claims.source_names, source)}
+    source = source[source != earlier.nobody]
+    named = {"source": _named(earlier.claims.source_names, source)}
     return named | {column: counts[source, i] for i, column in enumerate(_COUNTS)}
+
+
+def known_claims(claims: Claims, model: Model, probability: Floats, weight: Floats) -> Table:
+    """A row for every claim, with what it adds to its source's counts."""
+    problem = model.problem
+    counts = claim_counts(model, probability[model.links.true], weight)
+    confidence = np.full(len(claims), np.nan) if claims.confidence is None else claims.confidence
+    named = {
+        "object": _named(claims.object_names, problem.object[problem.item]),
+        "attribute": _named(claims.attribute_names, problem.attribute[problem.item]),
+        "source": _named(claims.source_names, problem.source),
+        "value": problem.value[problem.candidate],
+        "time": problem.time,
+        "confidence": confidence[problem.row],
+    }
+    return named | {column: counts[:, i] for i, column in enumerate(_COUNTS)}
+
+
+def folded(why: Table, row: int) -> Table:
+    """A table of reasons with those of earlier claims, from `row` on, added to their item's row without a claim."""
+    earlier, alone = why["claim"] >= row, np.flatnonzero(why["claim"] < 0)
+    if not earlier.any():
+        return why
+    width = int(why["attribute"].max()) + 1
+    item = why["object"] * width + why["attribute"]
+    order = alone[np.argsort(item[alone], kind="stable")]
+    place = order[np.searchsorted(item[order], item[earlier])]
+    odds = why["log_odds"].copy()
+    np.add.at(odds, place, odds[earlier])
+    return {name: column[~earlier] for name, column in (why | {"log_odds": odds}).items()}
 
 
 @dataclass(frozen=True)
@@ -181,7 +247,7 @@ def known_measures(earlier: Earlier, keys: Keys, problem: Problem) -> Measures:
     nothing = np.full(problem.items, np.nan)
     found = Measures(nothing, np.full(problem.items, np.inf), np.zeros(problem.items, dtype=np.int64))
     position = {pair: i for i, pair in enumerate(zip(problem.object.tolist(), problem.attribute.tolist(), strict=True))}
-    for row in range(earlier.row, len(earlier.claims)):
+    for row in range(earlier.row, earlier.row + len(earlier.evidence)):
         i = position.get((int(earlier.claims.object[row]), int(earlier.claims.attribute[row])))
         if i is not None:
             found.truth[i] = keys.key[keys.code[row]]
@@ -190,7 +256,7 @@ def known_measures(earlier: Earlier, keys: Keys, problem: Problem) -> Measures:
     return found
 
 
-def stack(names: Sequence[str], parts: Sequence[Table]) -> Table:
+def _stack(names: Sequence[str], parts: Sequence[Table]) -> Table:
     """One table of several; named columns are text, the others numbers."""
     objects = ("object", "attribute", "kind", "value", "source")
     empty = {name: np.empty(0, np.object_ if name in objects else np.float64) for name in names}

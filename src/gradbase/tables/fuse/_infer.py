@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from gradbase.common.errors import UsageError
 from gradbase.tables.fuse import _grow as grow
 from gradbase.tables.fuse import _measured as measured
 from gradbase.tables.fuse import _tables as tables
-from gradbase.tables.fuse._choose import Known, solve
+from gradbase.tables.fuse._choose import Solution, solve
 from gradbase.tables.fuse._detect import kind_of, read_options
 from gradbase.tables.fuse._history import history
 from gradbase.tables.fuse._kinds import Kind
@@ -71,8 +71,7 @@ class _Parts:
     why: list[Table] = field(default_factory=list)
     history: list[Table] = field(default_factory=list)
     gates: list[Table] = field(default_factory=list)
-    known_values: list[Table] = field(default_factory=list)
-    known_sources: list[Table] = field(default_factory=list)
+    statistics: list[Callable[[], Statistics]] = field(default_factory=list)
 
 
 def infer(
@@ -125,21 +124,27 @@ def _add_discrete(parts: _Parts, task: _Task, attributes: list[int]) -> None:
     problem, earlier = task.problem(attributes), task.earlier
     if not problem.claims:
         return
-    known = Known()
-    if len(earlier.counts):
-        known = Known(earlier.counts, earlier.of_candidates(problem, earlier.evidence, 0.0))
-    solution = solve(problem, task.options, task.config, known, task.features)
+    solution = solve(problem, task.options, task.config, earlier.counts, task.features)
     decision = tables.decide(solution)
-    counted = task.counted(problem)
+    counted = problem.per_candidate()
     parts.truths.append(tables.discrete_truths(solution, decision, counted))
     parts.sources.append(tables.discrete_sources(solution, task.config.level))
     parts.copies.append(tables.copies(solution))
-    parts.why.append(tables.discrete_why(solution, decision))
+    parts.why.append(grow.folded(tables.discrete_why(solution, decision), earlier.row))
     if solution.timeline is not None:
         parts.history.append(history(problem, solution.timeline))
     parts.gates.append(tables.gates(solution.gates))
-    parts.known_values.append(grow.known_values(task.claims, problem, solution.fit.score, counted))
-    parts.known_sources.append(grow.known_sources(task.claims, problem, solution.fit.counts))
+    parts.statistics.append(lambda: _told_statistics(task, solution, counted))
+
+
+def _told_statistics(task: _Task, solution: Solution, counted: Ints) -> Statistics:
+    model, fitted, claims = solution.model, solution.fit, task.claims
+    said = grow.known_claims(claims, model, fitted.probability, solution.weight)
+    return Statistics(
+        grow.known_values(claims, model.problem, fitted.score, counted),
+        grow.known_sources(task.earlier, model.problem, said),
+        said,
+    )
 
 
 def _add_measured(parts: _Parts, task: _Task, attribute: int) -> None:
@@ -156,7 +161,7 @@ def _add_measured(parts: _Parts, task: _Task, attribute: int) -> None:
     parts.sources.append(tables.measured_sources(problem, found, data, attribute, config.level))
     parts.why.append(tables.measured_why(problem, found, data))
     parts.gates.append(tables.gates(found.gates))
-    parts.known_values.append(grow.measured_values(task.claims, problem, found, counted))
+    parts.statistics.append(lambda: Statistics(grow.measured_values(task.claims, problem, found, counted), {}))
 
 
 def _add_set(parts: _Parts, task: _Task, attribute: int) -> None:
@@ -168,30 +173,27 @@ def _add_set(parts: _Parts, task: _Task, attribute: int) -> None:
     parts.truths.append(tables.member_truths(problem, found, counted))
     parts.sources.append(tables.member_sources(problem, found, attribute, task.config.level))
     parts.why.append(tables.member_why(problem, found))
-    parts.known_values.append(grow.known_values(task.claims, problem, found.score, counted))
+    parts.statistics.append(lambda: Statistics(grow.known_values(task.claims, problem, found.score, counted), {}))
 
 
 def _result(parts: _Parts, task: _Task, statistics: Statistics | None) -> Result:
-    nobody = len(task.claims.source_names) if not len(task.earlier.counts) else len(task.earlier.counts) - 1
+    nobody = task.earlier.nobody
     truths = tables.stack(tables.TRUTHS, parts.truths)
     sources = tables.stack(tables.SOURCES, parts.sources)
     why = tables.stack(tables.WHY, parts.why)
+    copies = tables.stack(tables.COPIES, parts.copies)
     by_item = np.lexsort((truths["attribute"], truths["object"]))
     named = np.flatnonzero(sources["source"] < nobody)
     new = np.flatnonzero(why["claim"] < task.earlier.row)
     return Result(
         truths=_rows(truths, by_item),
         sources=_rows(sources, named),
-        copies=tables.stack(tables.COPIES, parts.copies),
+        copies=_rows(copies, np.flatnonzero((copies["copier"] < nobody) & (copies["original"] < nobody))),
         why=_rows(why, new),
         history=tables.stack(tables.HISTORY, parts.history),
         gates=tables.stack(tables.GATES, parts.gates),
         kinds={task.claims.attribute_names[code]: option.kind for code, option in task.options.items()},
-        statistics=grow.merge(
-            statistics,
-            grow.stack(grow.VALUES, parts.known_values),
-            grow.stack(grow.SOURCES, parts.known_sources),
-        ),
+        keep=lambda: grow.merge(statistics, [part() for part in parts.statistics]),
     )
 
 

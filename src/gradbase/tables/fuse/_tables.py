@@ -142,11 +142,7 @@ def _claim_odds(solution: Solution, decision: Decision) -> Floats:
 
 def _prior_odds(solution: Solution, decision: Decision) -> Floats:
     """(items,) what was known before any claim."""
-    alone, evidence = decision.second < 0, solution.model.evidence
-    before = np.where(alone, -solution.model.log_unclaimed, 0.0)
-    if evidence is not None:
-        before += evidence[decision.best] - np.where(alone, 0.0, evidence[decision.second])
-    return solution.sharpness * before
+    return solution.sharpness * np.where(decision.second < 0, -solution.model.log_unclaimed, 0.0)
 
 
 def _prior_rows(problem: Problem, log_odds: Floats) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -189,14 +190,17 @@ class Config:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is enough to add claims later without the old ones; two tables keyed by names, to be stored as they are.
+    """What is enough to add claims later without starting over; three tables keyed by names, to be stored as they are.
 
     values: object, attribute, kind, value, evidence (log-odds of its claims), error (of a measured number), claims.
     sources: source, exact, vaguer, finer, near, other (expected counts of its claims by their relation to the truth).
+    claims: object, attribute, source, value, time, confidence, and what the claim adds to the counts of its source; of
+        told values, for items that are spoken of again are judged by all their claims.
     """
 
     values: Table
     sources: Table
+    claims: Table = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,12 @@ class Result:
     history: Table
     gates: Table
     kinds: Mapping[str, str]
-    statistics: Statistics = field(repr=False)
+    keep: Callable[[], Statistics] = field(repr=False)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """What an `infer` of later claims needs; made when it is first asked for."""
+        return self.keep()
 
     def next(self, count: int) -> Table:
         """The claims most worth buying, best first: object, attribute, source, gain (nats, expected)."""

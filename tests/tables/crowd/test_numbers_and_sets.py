@@ -7,6 +7,7 @@ import pytest
 
 from gradbase.common.errors import UsageError
 from gradbase.tables.crowd import Claims, State, infer, next_labels
+from gradbase.tables.crowd._spread import student90
 
 
 def measured(seed: int, bias: float) -> tuple[Claims, np.ndarray]:
@@ -33,6 +34,41 @@ def test_numbers_are_nearer_than_the_mean(bias: float) -> None:
 def test_biases_that_tell_nothing_are_left_out() -> None:
     assert (infer(measured(1, 0.0)[0]).workers.bias == 0).all()
     assert np.ptp(infer(measured(1, 8.0)[0]).workers.bias) > 5
+
+
+def inside(result, truth: np.ndarray) -> float:
+    return float(((result.interval[:, 0] <= truth) & (truth <= result.interval[:, 1])).mean())
+
+
+@pytest.mark.parametrize("per_item", [2, 4, 8])
+def test_intervals_hold_what_they_promise(per_item: int) -> None:
+    """Independent errors: nine truths of ten are inside, and not nearly all."""
+    found = []
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        truth, deviation = generator.normal(0, 10, 200), generator.uniform(2, 6, 12)
+        item = np.repeat(np.arange(200), per_item)
+        worker = np.stack([generator.permutation(12)[:per_item] for _ in range(200)]).ravel()
+        said = truth[item] + generator.normal(0, 1, len(item)) * deviation[worker]
+        found.append(inside(infer(Claims.from_columns(item, worker, said, kind="numbers")), truth))
+    assert 0.88 < np.mean(found) < 0.97
+
+
+def test_what_divides_a_crowd_is_less_certain() -> None:
+    """Half of the items are hard, and there all err together: their intervals are wide enough all the same."""
+    generator = np.random.default_rng(0)
+    hard = np.arange(300) % 2
+    truth, together = generator.normal(0, 10, 300), generator.normal(0, 1, 300) * (0.2 + 4 * hard)
+    item, worker = np.repeat(np.arange(300), 8), np.tile(np.arange(8), 300)
+    said = (truth + together)[item] + generator.normal(0, 1, 2400) * (0.5 + 7 * hard)[item]
+    result = infer(Claims.from_columns(item, worker, said, kind="numbers"))
+    width = np.diff(result.interval, axis=1)[:, 0]
+    assert np.median(width[hard == 1]) > 2 * np.median(width[hard == 0])
+    assert inside(result, truth) > 0.85
+
+
+def test_students_quantiles() -> None:
+    np.testing.assert_allclose(student90(np.array([2.0, 5.0, 30.0])), [2.920, 2.015, 1.697], rtol=0.004)
 
 
 def test_rows_again_and_a_new_order_change_no_number() -> None:

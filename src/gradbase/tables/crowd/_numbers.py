@@ -3,6 +3,7 @@
 x = truth + bias[w] + noise of variance[w]; no shrinkage of truths, for which the spread of the crowd is no guide.
 Variances of workers are drawn to the crowd's. Biases are *gated*: they are kept only where they make a worker's number,
 predicted from the other workers' alone, better by a tenth; below that they rather follow which items a worker got.
+Intervals are `_spread`'s.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradbase.tables.crowd._spread import half_widths
 from gradbase.tables.crowd._state import State
 from gradbase.tables.crowd._types import NONE, Claims, Floats, Result, Why, Workers
 from gradbase.tables.crowd._workers import Z90
@@ -58,7 +60,10 @@ def numbers(claims: Claims) -> Result:
     count = np.bincount(rows.item.numpy(), minlength=rows.n_items).astype(np.int64)
     known = count > 0
     truth = np.where(known, best.truth.numpy(), np.nan)
-    half = Z90 / np.sqrt(np.where(known, best.precision.numpy(), np.nan))
+    claimed = rows.by_item(torch.ones_like(rows.value)).numpy()
+    rest = rows.value - best.bias[rows.worker] - best.truth[rows.item]
+    squares = rows.by_item(rest**2 / best.variance[rows.worker])
+    half = np.where(known, half_widths(best.precision.numpy(), squares.numpy(), claimed), np.nan)
     return Result(
         claims=claims,
         value=truth,

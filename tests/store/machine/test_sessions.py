@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gradbase.store.machine import Session, new_session
 from gradbase.store.machine.messages import (
     NO_BATCH,
@@ -185,3 +187,15 @@ def test_a_shard_that_has_a_push_from_the_term_before_may_say_so_early() -> None
     session.computed(1, 1, 0, 0, 1, 2, "half")
     session.computed(1, 1, 0, 1, 0, 1, "whole")
     assert [pull.seq for pull in sent(session.receive(complete(1, 1)), Pull)] == [2, 2]
+
+
+@pytest.mark.parametrize("consistency", ("bsp", "ssp", "asp"))
+def test_a_last_answer_that_also_releases_pushes_begins_one_computation_and_no_other_read(consistency: str) -> None:
+    session = new_session(job(consistency, durability="wal", logging="physical"), 0, 77)
+    opened(session, seq=1)
+    if consistency != "bsp":
+        leased(session, (4, 5))
+    step(session, 1)
+    assert not session.receive(value(0, 2, durable=2))
+    effects = session.receive(value(1, 2, durable=2))
+    assert len(asked(effects, Compute)) == 1 and not sent(effects, Pull)

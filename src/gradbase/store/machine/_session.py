@@ -236,13 +236,13 @@ class Session(ABC):
         _, _, shard, _, clock, value, durable = message
         if shard not in self._reading or not self._awaited(message):
             return  # late, or doubled
+        if durable > self._durable[shard]:
+            self._learn(shard, durable)  # while this read is under way: what is released must not begin another
         self._reading.remove(shard)
         self._values[shard] = value
         if self._note is not None:
             self._note(new(notes.Read, (self.worker, self.session, shard, self.term, self.seq, clock, value)))
         self._quiet_us = 0
-        if durable > self._durable[shard]:
-            self._learn(shard, durable)
         if not self._reading:
             self._retry_us = self.job.limits.retry_us
             self._has_read(tuple(self._values))

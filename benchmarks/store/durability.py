@@ -1,6 +1,6 @@
 """What durability costs: `python -m benchmarks.store.durability --dir DIR [--json FILE]`.
 
-    logging      a training step with a log record a step, beside the same step without: share of processor time
+    logging      blocks of steps with a log record a step beside the same without, in pairs: shares of time
     recovery     from the directory of a store to values in memory: open the logs, restore, read what is to be replayed
     checkpoint   500 MB while a step computes and updates all of it: processor time and stall, beside torch.save
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -42,6 +43,7 @@ from gradbase.store.machine.messages import StepRecord
 
 PAGE_BYTES = 1 << 20
 STORE_ID = bytes(16)
+TIMES = {"cpu": "processor time", "wall": "time"}
 TARGETS = {
     "logging_share": 0.03,
     "recovery_s": 1.0,
@@ -104,22 +106,110 @@ def _slab(nbytes: int) -> torch.Tensor:
     return torch.frombuffer(aligned_memory(nbytes), dtype=torch.float32)[: nbytes // 4].uniform_()
 
 
-def measure_logging(directory: Path, rounds: int, steps: int, width: int) -> dict[str, Any]:
-    """Steps of an MLP with one command record each (the default under bsp), and with the whole gradient logged."""
+def measure_logging(directory: Path, pairs: int, block_s: float, width: int) -> dict[str, Any]:
+    """What a record a step costs: a command record (the default under bsp), and the whole gradient.
+
+    A pair is two blocks of the same steps of an MLP, one logged and one not, one right after the other and in turn
+    the first; each takes about `block_s` of processor time. A pair gives two ratios, of processor time and of time.
+    """
     step, gradient = _mlp_step(width)
-    step()
-    times: dict[str, list[float]] = {"none": [], "command": [], "physical": []}
-    for number in range(rounds):
-        for scheme in times:
-            times[scheme].append(_logged_steps(directory / f"{scheme}{number}", scheme, steps, step, gradient))
-    command = [with_log / without - 1 for with_log, without in zip(times["command"], times["none"], strict=True)]
-    physical = [with_log / without - 1 for with_log, without in zip(times["physical"], times["none"], strict=True)]
+    steps, step_cpu_s = _steps_in(block_s, step)
+    plain = Block(step, steps)
+    found: dict[str, Any] = {"step_cpu_s": step_cpu_s, "steps_a_block": steps, "update_bytes": gradient.nbytes}
+    for scheme, update, count in (("command", None, pairs), ("physical", gradient, max(pairs // 8, 6))):
+        with LoggedBlock(step, steps, directory / scheme, update) as logged:
+            found[scheme] = _compare(logged, plain, count)
+        shutil.rmtree(directory / scheme)
+    found["command_record_us"] = _record_us(directory / "records")
+    found["command_record_share"] = found["command_record_us"] / 1e6 / step_cpu_s
+    return found
+
+
+class Block:
+    """Steps that are measured together."""
+
+    def __init__(self, step: Callable[[], None], steps: int) -> None:
+        self.step, self.steps = step, steps
+
+    def run(self) -> None:
+        for _ in range(self.steps):
+            self.step()
+
+    def measure(self) -> tuple[float, float]:
+        """Processor seconds of this process, all threads and the system's part included, and seconds."""
+        start, start_cpu = time.perf_counter(), time.process_time()
+        self.run()
+        return time.process_time() - start_cpu, time.perf_counter() - start
+
+
+class LoggedBlock(Block):
+    """The same, each with its record, as a store logs them: the next step begins while the last record is written."""
+
+    def __init__(self, step: Callable[[], None], steps: int, directory: Path, update: np.ndarray | None) -> None:
+        super().__init__(step, steps)
+        self._log = LogWriter(open_log(DiskFiles(directory), "log/0", store_id=STORE_ID, shard=0)[0])
+        self._update = update
+        self._lsn = 0
+
+    def run(self) -> None:
+        for _ in range(self.steps):
+            self.step()
+            number = self._lsn
+            self._lsn += 1
+            content = StepRecord(self._lsn, 1, 1, number, (2 * number, 2 * number + 1), 0, self._update)
+            self._log.append(to_record(content, RawUpdates()))
+            self._log.sync(self._lsn)
+        self._log.wait(self._lsn)
+        self._log.truncate(self._lsn)
+
+    def __enter__(self) -> LoggedBlock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.close()
+
+
+def _steps_in(block_s: float, step: Callable[[], None]) -> tuple[int, float]:
+    """How many steps take so long where nothing else runs, and the processor time of one."""
+    for _ in range(5):
+        step()
+    step_cpu_s = statistics.median(Block(step, 5).measure()[0] / 5 for _ in range(5))
+    return max(round(block_s / step_cpu_s), 1), step_cpu_s
+
+
+def _compare(logged: Block, plain: Block, pairs: int) -> dict[str, Any]:
+    """Of both kinds of time: the median share that logging adds, and where it lies with 95%."""
+    logged.measure(), plain.measure()
+    shares: dict[str, list[float]] = {"cpu": [], "wall": []}
+    for number in range(pairs):
+        order = (logged, plain) if number % 2 else (plain, logged)
+        times = {id(block): block.measure() for block in order}
+        for position, kind in enumerate(shares):
+            shares[kind].append(times[id(logged)][position] / times[id(plain)][position] - 1)
+    return {kind: _median_within(values) for kind, values in shares.items()} | {"pairs": pairs}
+
+
+def _median_within(values: list[float], confidence: float = 0.95) -> dict[str, float]:
+    """The median, an interval that holds the true one with this confidence, and the middle half of the values.
+
+    The interval ends at ranks of a binomial distribution: it needs nothing of how the values are distributed, and
+    shrinks with the root of their number. With fewer than six values it is all of them, and the confidence is less.
+    """
+    ordered, count = sorted(values), len(values)
+    outside, rank = 0.0, 0
+    while rank < (count - 1) // 2:
+        outside += math.comb(count, rank) / 2**count
+        if outside > (1 - confidence) / 2:
+            break
+        rank += 1
+    rank = max(rank - 1, 0)
+    quarter = count // 4
     return {
-        "step_cpu_s": statistics.median(times["none"]),
-        "update_bytes": gradient.nbytes,
-        "command_share": statistics.median(command),
-        "physical_share": statistics.median(physical),
-        "command_record_us": _record_us(directory / "records"),
+        "median": statistics.median(ordered),
+        "low": ordered[rank],
+        "high": ordered[count - 1 - rank],
+        "quarter": ordered[quarter],
+        "three_quarters": ordered[count - 1 - quarter],
     }
 
 
@@ -141,27 +231,6 @@ def _mlp_step(width: int) -> tuple[Callable[[], None], np.ndarray]:
         optimizer.step()
 
     return step, np.zeros(sum(p.numel() for p in model.parameters()), np.float32)
-
-
-def _logged_steps(directory: Path, scheme: str, steps: int, step: Callable[[], None], gradient: np.ndarray) -> float:
-    """Processor seconds a step."""
-    if scheme == "none":
-        return _cpu_s(lambda: [step() for _ in range(steps)]) / steps
-    update = gradient if scheme == "physical" else None
-    appender, _ = open_log(DiskFiles(directory), "log/0", store_id=STORE_ID, shard=0)
-
-    def logged() -> None:
-        for number in range(steps):
-            step()
-            content = StepRecord(number + 1, 1, 1, number, (2 * number, 2 * number + 1), 0, update)
-            log.append(to_record(content, RawUpdates()))
-            log.sync(number + 1)
-        log.wait(steps)
-
-    with LogWriter(appender) as log:
-        seconds = _cpu_s(logged)
-    shutil.rmtree(directory)
-    return seconds / steps
 
 
 def _record_us(directory: Path, records: int = 2000) -> float:
@@ -284,10 +353,7 @@ def report(results: dict[str, Any]) -> str:
     torch_ratio = checkpoint["torch_save_cpu_s"] / checkpoint["cpu_s"]
     lines = [
         f"disk: {results['disk']}",
-        f"logging, command records: {logging['command_share']:+.1%} of a step's processor time "
-        f"({logging['command_record_us']:.0f} µs a durable record of {logging['step_cpu_s'] * 1e3:.1f} ms a step; "
-        f"at most {TARGETS['logging_share']:.0%})",
-        f"logging, whole updates of {logging['update_bytes'] / 1e6:.0f} MB: {logging['physical_share']:+.1%}",
+        *_logging_lines(logging),
         f"scheme: {results['scheme']}",
         f"recovery: {recovery['command']['restore_s']:.2f} s (at most {TARGETS['recovery_s']:.0f} s), then the log: "
         f"commands {recovery['command']['read_log_s']:.2f} s, updates {recovery['physical']['read_log_s']:.2f} s",
@@ -303,23 +369,54 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _logging_lines(logging: dict[str, Any]) -> list[str]:
+    target = TARGETS["logging_share"]
+    lines = []
+    for scheme, what in (("command", "command records"), ("physical", f"{logging['update_bytes'] / 1e6:.0f} MB")):
+        found = logging[scheme]
+        shares = ", ".join(f"{_share(found[kind])} of {name}" for kind, name in TIMES.items())
+        lines.append(f"logging, {what} a step: {shares}; {found['pairs']} pairs of {logging['steps_a_block']} steps")
+    verdict = _verdict([logging["command"][kind] for kind in TIMES], target)
+    lines[0] += f"; at most {target:.0%}: {verdict}"
+    lines.append(
+        f"a command record made durable by itself: {logging['command_record_us']:.0f} µs of processor, "
+        f"{logging['command_record_share']:.2%} of a step's {logging['step_cpu_s'] * 1e3:.1f} ms"
+    )
+    return lines
+
+
+def _share(found: dict[str, float]) -> str:
+    spread = f"half of the pairs {found['quarter']:+.1%} to {found['three_quarters']:+.1%}"
+    return f"{found['median']:+.2%} [{found['low']:+.2%}, {found['high']:+.2%}; {spread}]"
+
+
+def _verdict(found: list[dict[str, float]], target: float) -> str:
+    if all(each["high"] <= target for each in found):
+        return "held"
+    return "missed" if any(each["low"] > target for each in found) else "cannot be told, more --pairs"
+
+
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="durability-", dir=arguments.dir) as folder:
-        results = _measure(Path(folder), arguments)
-    print(report(results))
+        if arguments.logging_only:
+            results = {"logging": measure_logging(Path(folder), arguments.pairs, arguments.block_s, arguments.width)}
+            print("\n".join(_logging_lines(results["logging"])))
+        else:
+            results = _measure(Path(folder), arguments)
+            print(report(results))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     disk = measure_disk(DiskFiles(folder))
-    logging = measure_logging(folder, arguments.rounds, arguments.steps, arguments.width)
+    logging = measure_logging(folder, arguments.pairs, arguments.block_s, arguments.width)
     costs = StepCosts(
         step_us=logging["step_cpu_s"] * 1e6,
         update_bytes=logging["update_bytes"],
-        pack_us=max(logging["physical_share"], 0) * logging["step_cpu_s"] * 1e6,
+        pack_us=max(logging["physical"]["cpu"]["median"], 0) * logging["step_cpu_s"] * 1e6,
         apply_us=logging["step_cpu_s"] * 1e5,
     )
     checkpoint = measure_checkpoint(folder / "beside", arguments.rounds, arguments.nbytes, arguments.compute_s)
@@ -344,7 +441,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.store.durability", description=__doc__.split("\n")[0])
     parser.add_argument("--dir", type=Path, help="a directory on the disk to measure (default: the temporary one)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60, help="steps of a logging measurement")
+    parser.add_argument("--logging-only", action="store_true", help="what logging costs, and nothing else")
+    parser.add_argument("--pairs", type=int, default=100, help="of blocks of steps with and without a log")
+    parser.add_argument("--block-s", type=float, default=0.4, help="how long a block of steps is")
     parser.add_argument("--width", type=int, default=1000, help="of the MLP that logs")
     parser.add_argument("--nbytes", type=int, default=500_000_000, help="of the checkpoint")
     parser.add_argument("--recovery-nbytes", type=int, default=100_000_000, help="of the recovered store")

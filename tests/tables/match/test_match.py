@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradbase.common.errors import UsageError
-from gradbase.tables.match import Config, Labelled, Records, claims, match, score_pairs
+from gradbase.tables.match import Config, Labelled, Records, _network, claims, match, score_pairs
 from tests.tables.match.people import labels_for, permuted, two_tables
 
 
@@ -21,6 +21,14 @@ def f1(result, truth):
 def answers(result):
     table = result.pairs_table()
     return {(a, b): (p, m) for a, b, p, m in zip(*table.values(), strict=True)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_training():
+    """A quarter of the steps: what is tested here is easy to learn, and holds for any network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_network, "_STEPS", 150)
+        yield
 
 
 @pytest.fixture(scope="module")

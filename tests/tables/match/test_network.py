@@ -28,7 +28,7 @@ def trained():
     turned = targets.copy()
     turned[0] = 1 - turned[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_network, "_STEPS", 200)
+        patch.setattr(_network, "_STEPS", 120)
         models = [train(values, Lessons.of(t, guesses, folds, 0), Config()) for t in (targets, turned)]
     return SimpleNamespace(values=values, targets=targets, folds=folds, model=models[0], turned=models[1])
 

@@ -66,7 +66,7 @@ class Options:
     accumulate: int = 1
     spill: Path | None = None
     rules: tuple[str, ...] | None = None
-    planning_limit_s: float = 8.0
+    planning_effort_s: float = 8.0
     progress: Progress = _silent
     gradients_only: bool = False
 
@@ -354,7 +354,7 @@ def _parameters_stand_alone(model: nn.Module) -> bool:
 
 def _search(logical: LogicalPlan, costs: Costs, budget_bytes: int | None, options: Options) -> PhysicalPlan:
     options.progress("searching a plan", 0, 1)
-    physical = search_plan(logical, costs, budget_bytes, rules=options.rules, time_limit_s=options.planning_limit_s)
+    physical = search_plan(logical, costs, budget_bytes, rules=options.rules, effort_s=options.planning_effort_s)
     verify_physical(logical, physical)
     options.progress("searching a plan", 1, 1)
     return physical
@@ -395,7 +395,7 @@ def _options(
     accumulate: int,
     spill: str | os.PathLike[str] | None,
     rules: Collection[str] | None,
-    planning_limit_s: float,
+    planning_effort_s: float,
     on_progress: Progress | None,
 ) -> Options:
     if accumulate < 1:
@@ -408,7 +408,7 @@ def _options(
         accumulate,
         Path(spill) if spill is not None else None,
         None if rules is None else tuple(rules),
-        planning_limit_s,
+        planning_effort_s,
         on_progress or _silent,
     )
 
@@ -429,7 +429,7 @@ def compile(
     spill: str | os.PathLike[str] | None = None,
     catalog: Catalog | str | os.PathLike[str] | None = None,
     rules: Collection[str] | None = None,
-    planning_limit_s: float = 8.0,
+    planning_effort_s: float = 8.0,
     on_progress: Progress | None = None,
 ) -> Step:
     """Plan the training step `loss(model, batch)`, its backward pass and `optimizer`'s update, within `memory`.
@@ -439,14 +439,15 @@ def compile(
     covers parameters, gradients, optimizer state, activations and workspace. `clip_grad_norm` clips gradients by
     global norm before the update; `accumulate` updates at every n-th call, with summed gradients. `spill` is the
     directory of the page file (default: the user's cache directory), `catalog` the file of the statistics.
-    `rules` names the planner's rules that are on (default: all), `planning_limit_s` cuts a long search short (a plan
-    is found all the same, or refused). `on_progress(stage, done, total)` is called while
-    it works. The first time on a machine, operators are measured: that takes about ten steps' time.
+    `rules` names the planner's rules that are on (default: all). `planning_effort_s` cuts a long search short, by
+    work and not by the clock: what an ordinary core does in so many seconds for up to 1,000 operators. A plan is found
+    all the same, or refused, and the same statistics give the same plan. `on_progress(stage, done, total)` is called
+    while it works. The first time on a machine, operators are measured: that takes about ten steps' time.
 
     Raises CaptureError (the step depends on data), InfeasibleError (nothing fits: it carries the least bytes),
     UsageError.
     """
-    options = _options(memory, clip_grad_norm, accumulate, spill, rules, planning_limit_s, on_progress)
+    options = _options(memory, clip_grad_norm, accumulate, spill, rules, planning_effort_s, on_progress)
     _require_values(model)
     with random_state_kept(_device_of(model)):  # the first time on a machine, its disk is measured
         step = Step(model, loss, optimizer, _catalog_of(catalog), options)
@@ -470,14 +471,14 @@ def compile_gradients(
     spill: str | os.PathLike[str] | None = None,
     catalog: Catalog | str | os.PathLike[str] | None = None,
     rules: Collection[str] | None = None,
-    planning_limit_s: float = 8.0,
+    planning_effort_s: float = 8.0,
     on_progress: Progress | None = None,
 ) -> GradientStep:
     """Plan the gradients of `loss(model, batch)` within `memory`; the update is the caller's, or a parameter store's.
 
     Arguments and errors as in `compile`. `memory` covers parameters, the `.grad` buffers, activations and workspace.
     """
-    options = _options(memory, None, 1, spill, rules, planning_limit_s, on_progress)
+    options = _options(memory, None, 1, spill, rules, planning_effort_s, on_progress)
     _require_values(model)
     # Stands for whoever updates: it owns every parameter that may get a gradient, keeps no state and never steps.
     owner = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
@@ -499,7 +500,7 @@ def explain(
     accumulate: int = 1,
     catalog: Catalog | str | os.PathLike[str] | None = None,
     rules: Collection[str] | None = None,
-    planning_limit_s: float = 8.0,
+    planning_effort_s: float = 8.0,
     on_progress: Progress | None = None,
 ) -> Explanation:
     """Plan a step without running anything of it and without allocating the model, which may be on the meta device.
@@ -507,7 +508,7 @@ def explain(
     `device` names a profile of hardware that need not be here (`gradbase.cost.PROFILES`); None is this machine, with
     the catalogue's statistics where it has them and estimates elsewhere. Other arguments as in `compile`.
     """
-    options = _options(memory, clip_grad_norm, accumulate, None, rules, planning_limit_s, on_progress)
+    options = _options(memory, clip_grad_norm, accumulate, None, rules, planning_effort_s, on_progress)
     with random_state_kept(torch.device("cpu")):
         return _explained(model, loss, optimizer, batch, device, _catalog_of(catalog), options)
 

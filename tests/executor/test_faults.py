@@ -36,7 +36,7 @@ def tight_step(
     """A plan that pages: half of eager's memory without recomputing."""
     rules = ["early_update", "reorder", "inplace", "page", "spill"]
     return gb.compile(
-        model, loss, optimizer, batch, "50%", catalog=catalog, spill=spill, rules=rules, planning_limit_s=1
+        model, loss, optimizer, batch, "50%", catalog=catalog, spill=spill, rules=rules, planning_effort_s=1
     )
 
 

@@ -22,7 +22,7 @@ from tests.zoo import state_sha256
 @pytest.fixture
 def compiled(catalog: Catalog, tmp_path: Path) -> Callable[..., gb.Step]:
     def make(model: nn.Module, optimizer: Any, batch: Any, memory: Any = None, **options: Any) -> gb.Step:
-        settings = {"catalog": catalog, "spill": tmp_path, "planning_limit_s": 1, **options}
+        settings = {"catalog": catalog, "spill": tmp_path, "planning_effort_s": 1, **options}
         return gb.compile(model, loss, optimizer, batch, memory, **settings)
 
     return make
@@ -288,7 +288,7 @@ import gradbase as gb
 from tests.executor.test_users_objects import batches, job, loss
 model, optimizer = job(width=512)
 data = batches([8192] * 3)
-options = dict(catalog=Path({folder!r}) / "catalog.sqlite", spill={folder!r}, planning_limit_s=1)
+options = dict(catalog=Path({folder!r}) / "catalog.sqlite", spill={folder!r}, planning_effort_s=1)
 step = gb.compile(model, loss, optimizer, data[0], "50%", **options)
 for batch in data:
     step(batch)

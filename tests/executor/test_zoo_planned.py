@@ -21,7 +21,7 @@ def planned_run(case: Case, steps: int, catalog: Catalog, spill: Path, memory: s
     for batch, _ in zip(case.batches(), range(steps), strict=False):
         if step is None:
             step = gb.compile(
-                model, case.loss, optimizer, batch, memory, catalog=catalog, spill=spill, planning_limit_s=1
+                model, case.loss, optimizer, batch, memory, catalog=catalog, spill=spill, planning_effort_s=1
             )
         losses.append(step(batch).item())
     assert step is not None

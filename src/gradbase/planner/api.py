@@ -15,7 +15,7 @@ from gradbase.planner.bound import lower_bound_us
 from gradbase.planner.emit import physical_plan
 from gradbase.planner.problem import Problem, build_problem
 from gradbase.planner.rules import chosen_rules
-from gradbase.planner.search import Candidate, Deadline, Search
+from gradbase.planner.search import Candidate, Effort, Search
 
 Progress = Callable[[str], None]
 
@@ -35,29 +35,29 @@ def plan(
     budget_bytes: int | None,
     *,
     rules: Collection[str] | None = None,
-    time_limit_s: float = 8.0,
+    effort_s: float = 8.0,
     on_progress: Progress | None = None,
 ) -> PhysicalPlan:
     """Order, keep / recompute / page, and addresses for one step within `budget_bytes` (None: no limit).
 
     `rules` are names out of RULES (None: all). Raises InfeasibleError with the least bytes a plan was found for and
-    the operator that needs them, UsageError for a rule that does not exist. The search stops after a fixed number of
-    rounds, `time_limit_s` (for up to 1,000 operators; in proportion above) only cuts long ones short: unless it does,
-    the same input gives the same plan.
+    the operator that needs them, UsageError for a rule that does not exist. A search that goes on improving is cut
+    short after what an ordinary core simulates in `effort_s` seconds (for up to 1,000 operators; in proportion above):
+    work is counted, not time, so the same input gives the same plan on a loaded machine too.
     """
     started = time.perf_counter()
     session = _Session(logical, costs, rules, on_progress)
-    candidate = session.find(budget_bytes, time_limit_s)
+    candidate = session.find(budget_bytes, effort_s)
     bound = lower_bound_us(session.problem, budget_bytes)
     return session.emit(candidate, budget_bytes, bound, time.perf_counter() - started)
 
 
 def least_bytes(
-    logical: LogicalPlan, costs: Costs, *, rules: Collection[str] | None = None, time_limit_s: float = 8.0
+    logical: LogicalPlan, costs: Costs, *, rules: Collection[str] | None = None, effort_s: float = 8.0
 ) -> tuple[int, int]:
     """The least budget in bytes for which a plan is found, and the id of the operator at its peak."""
     session = _Session(logical, costs, rules, None)
-    return session.least(time_limit_s)
+    return session.least(effort_s)
 
 
 def lower_bound(
@@ -73,19 +73,19 @@ def curve(
     points: int = 12,
     *,
     rules: Collection[str] | None = None,
-    time_limit_s: float = 30.0,
+    effort_s: float = 30.0,
     on_progress: Progress | None = None,
 ) -> tuple[CurvePoint, ...]:
     """Budget against predicted time, from the least feasible to unlimited. Time never rises with the budget."""
     session = _Session(logical, costs, rules, on_progress)
-    share_s = time_limit_s / (points + 1)
+    share_s = effort_s / (points + 1)
     unlimited = session.find(None, share_s)
     highest = session.total_bytes(unlimited)
     lowest = min(session.least(share_s)[0], highest)
     best, found = session.least_candidate, []
     for index in range(points):
         budget = lowest + (highest - lowest) * index // max(1, points - 1)
-        candidate = unlimited if budget >= highest else session.search(budget, share_s).best
+        candidate = unlimited if budget >= highest else session.new_search(budget, share_s).run()
         if candidate is not None and (best is None or candidate.timeline.time_us < best.timeline.time_us):
             best = candidate
         assert best is not None
@@ -114,32 +114,30 @@ class _Session:
         )
         self.least_candidate: Candidate | None = None
 
-    def deadline(self, time_limit_s: float) -> Deadline:
-        return Deadline(time.monotonic() + time_limit_s * max(1.0, self.problem.end / 1000))
+    def effort(self, effort_s: float) -> Effort:
+        return Effort.of_seconds(effort_s * max(1.0, self.problem.end / 1000))
 
-    def search(self, budget_bytes: int, time_limit_s: float) -> Search:
+    def new_search(self, budget_bytes: int, effort_s: float) -> Search:
         self.tell(f"searching a plan for {format_bytes(budget_bytes)}")
         capacity, bound = self.problem.capacity_bytes(budget_bytes), lower_bound_us(self.problem, budget_bytes)
-        search = Search(self.problem, capacity, self.deadline(time_limit_s), bound)
-        search.run()
-        return search
+        return Search(self.problem, capacity, self.effort(effort_s), bound)
 
-    def find(self, budget_bytes: int | None, time_limit_s: float) -> Candidate:
+    def find(self, budget_bytes: int | None, effort_s: float) -> Candidate:
         """A candidate within the budget. Raises InfeasibleError."""
         if budget_bytes is None:
-            return Search(self.problem, 0, Deadline(0.0)).keep_everything()
-        best = self.search(budget_bytes, time_limit_s).best
+            return Search(self.problem, 0, Effort(0)).keep_everything()
+        best = self.new_search(budget_bytes, effort_s).run()
         if best is None:
-            least, operator = self.least(time_limit_s)
-            best = self.least_candidate
-            if best is None or least > budget_bytes:
+            least, operator = self.least(effort_s)
+            if self.least_candidate is None or least > budget_bytes:
                 raise self.infeasible(budget_bytes, least, operator)
+            best = self.new_search(budget_bytes, effort_s).improve(self.least_candidate)
         return best
 
-    def least(self, time_limit_s: float) -> tuple[int, int]:
+    def least(self, effort_s: float) -> tuple[int, int]:
         if self.least_candidate is None:
             self.tell("searching the least memory")
-            self.least_candidate = Search(self.problem, 0, self.deadline(time_limit_s)).shrink()
+            self.least_candidate = Search(self.problem, 0, self.effort(effort_s)).shrink()
         candidate = self.least_candidate
         return self.total_bytes(candidate), self.problem.order[self.peak_position(candidate)]
 

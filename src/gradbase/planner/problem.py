@@ -103,8 +103,12 @@ class Problem:
 
     def may_recompute(self, storage: int, position: int) -> bool:
         """Whether running the producer again gives the contents the storage should have before `position`."""
+        return self.may_rerun(self.producer[storage], position) and self.is_as_made(storage, position)
+
+    def is_as_made(self, storage: int, position: int) -> bool:
+        """Whether nothing changes the storage in place before `position`."""
         mutations = self.mutations[storage]
-        return self.may_rerun(self.producer[storage], position) and (not mutations or position <= mutations[0])
+        return not mutations or position <= mutations[0]
 
 
 def safe_until(problem: Problem) -> list[int]:

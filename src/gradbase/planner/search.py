@@ -8,8 +8,7 @@ what packing wasted. Where the result is not close to the bound, parts of the ch
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +53,8 @@ _TAKE_BACK_ROUNDS = 8
 _NEIGHBOUR_RUNS = 120_000
 _NEIGHBOUR_PATIENCE = 25
 _CLOSE_ENOUGH = 0.005
+# Steps (runs and transfers) that an ordinary core simulates and repairs in a second.
+_STEPS_PER_S = 40_000
 # Chains of recomputations are cut to these parts of the step's time, one try each.
 _CHAIN_PARTS = (15, 50, 200)
 
@@ -78,14 +79,22 @@ class Candidate:
 
 
 @dataclass(slots=True)
-class Deadline:
-    """Ends a search early. Rounds end most searches, so that a plan rarely depends on the clock."""
+class Effort:
+    """How much a search may still simulate. Counted in steps, not by a clock: the same input gives the same plan."""
 
-    until: float
-    clock: Callable[[], float] = time.monotonic
+    steps: float
 
-    def passed(self) -> bool:
-        return self.clock() > self.until
+    @classmethod
+    def of_seconds(cls, seconds: float) -> Effort:
+        """What an ordinary core does in so many seconds."""
+        return cls(seconds * _STEPS_PER_S)
+
+    def spend(self, steps: int) -> None:
+        self.steps -= steps
+
+    @property
+    def spent(self) -> bool:
+        return self.steps <= 0
 
 
 @dataclass(slots=True)
@@ -108,8 +117,8 @@ class Draft:
 class Search:
     """One budget's search. `capacity_bytes` is what the arena and all that was not spilled may take together."""
 
-    def __init__(self, problem: Problem, capacity_bytes: int, deadline: Deadline, bound_us: float = 0.0) -> None:
-        self.problem, self.capacity, self.deadline, self.bound_us = problem, capacity_bytes, deadline, bound_us
+    def __init__(self, problem: Problem, capacity_bytes: int, effort: Effort, bound_us: float = 0.0) -> None:
+        self.problem, self.capacity, self.effort, self.bound_us = problem, capacity_bytes, effort, bound_us
         self.keep_all = keep_all_bytes(problem)
         self.start_us = np.concatenate([[0.0], np.cumsum(position_us(problem))])
         self.page_us = np.array([g.page_us for g in problem.gaps])
@@ -128,7 +137,7 @@ class Search:
         """The fastest candidate found that fits, or None."""
         tried: set[tuple[int, ...]] = set()
         for choice in self.starts():
-            if self.close_enough() or self.deadline.passed():
+            if self.close_enough() or self.effort.spent:
                 break
             if tuple(choice.action) not in tried:
                 tried.add(tuple(choice.action))
@@ -162,7 +171,7 @@ class Search:
                 break
             candidate = self.note(draft)
             waste = candidate.total_bytes - self.capacity
-            if waste <= 0 or self.deadline.passed():
+            if waste <= 0 or self.effort.spent:
                 break
             target, choice = target - waste - margin * candidate.arena_bytes, draft.choice
 
@@ -176,13 +185,21 @@ class Search:
         assert self.least is not None
         for _ in range(_SHRINK_ROUNDS):
             high = float(self.least.total_bytes)
-            if self.deadline.passed() or high <= low * (1 + _CLOSE_ENOUGH):
+            if self.effort.spent or high <= low * (1 + _CLOSE_ENOUGH):
                 break
             target = (low + high) / 2
-            self.note(self.repair(self.first_choice(target), target))
+            draft = self.repair(self.first_choice(target), target)
+            if target + draft.worst < high:  # else no packing can make it the least
+                self.note(draft)
             if self.least.total_bytes > target:
                 low = target
         return self.least
+
+    def improve(self, candidate: Candidate) -> Candidate:
+        """The fastest of a candidate that fits and its neighbours."""
+        self.best = candidate
+        self.neighbours()
+        return self.best
 
     def floor(self) -> Floats:
         """Bytes live at each position when every gap is given up."""
@@ -231,6 +248,7 @@ class Search:
                 break
         self.simulated_runs += len(walk.runs)
         timeline = lay_out(self.problem, choice, walk)
+        self.effort.spend(len(timeline.steps))
         self.learn(choice, timeline)
         excess: Floats = timeline.peak_bytes.astype(np.float64) + (self.unspilled(choice) - target)
         return Draft(choice, timeline, excess)
@@ -340,7 +358,7 @@ class Search:
         """Give up more until the simulation fits or nothing is left to give; the draft with the least excess."""
         draft = best = self.build(choice, target)
         patience = _PATIENCE
-        while patience and not draft.fits and not self.deadline.passed():
+        while patience and not draft.fits and not self.effort.spent:
             choice = draft.choice.copy()
             # What did not help is asked for with more room to spare: the next moves are other ones.
             excess = np.maximum(draft.excess + (_PATIENCE - patience) * draft.worst, 0.0)
@@ -398,7 +416,7 @@ class Search:
         """Keep again what fits after all, the most expensive first, as long as that makes the plan faster."""
         for _ in range(_TAKE_BACK_ROUNDS):
             trial = draft.choice.copy()
-            if self.deadline.passed() or not self.restore(trial, draft):
+            if self.effort.spent or not self.restore(trial, draft):
                 break
             after = self.build(trial, target)
             if not after.fits:
@@ -426,7 +444,7 @@ class Search:
     def neighbours(self) -> None:
         """Forget parts of the best choice and repair it with disturbed estimates, while that pays."""
         until, patience = self.simulated_runs + _NEIGHBOUR_RUNS, _NEIGHBOUR_PATIENCE
-        while self.best is not None and patience and not self.deadline.passed() and self.simulated_runs < until:
+        while self.best is not None and patience and not self.effort.spent and self.simulated_runs < until:
             before = self.best.time_us
             if self.close_enough():
                 break

@@ -161,15 +161,15 @@ class _Schedule:
 def gap_costs(problem: Problem, timeline: Timeline) -> dict[int, float]:
     """µs that each gap costs in a simulated plan: tax and stalls of its transfers, and the runs that it caused."""
     costs: dict[int, float] = {}
-    tax = problem.tier.compute_tax if problem.tier else 0.0
+    tier = problem.tier
     for stay, life in enumerate(timeline.walk.stays):
-        stall = timeline.stall_us.get(stay, 0.0)
-        if life.out:
-            share = tax * problem.gaps[life.next_gap].out_us + (stall if life.origin != "page-in" else 0.0)
+        stall, nbytes = timeline.stall_us.get(stay, 0.0), problem.nbytes[life.storage]
+        if tier is not None and life.out:
+            share = tier.compute_tax * transfer_us(tier, nbytes, "out") + (stall if life.origin != "page-in" else 0.0)
             costs[life.next_gap] = costs.get(life.next_gap, 0.0) + share
-        if life.origin == "page-in":
+        if tier is not None and life.origin == "page-in":
             gap = life.gap if life.gap >= 0 else life.blamed_on
-            costs[gap] = costs.get(gap, 0.0) + stall + (tax * problem.gaps[gap].in_us if gap >= 0 else 0.0)
+            costs[gap] = costs.get(gap, 0.0) + stall + tier.compute_tax * transfer_us(tier, nbytes, "in")
     for run in timeline.walk.runs:
         if run.run:
             costs[run.cause] = costs.get(run.cause, 0.0) + problem.time_us[run.operator]

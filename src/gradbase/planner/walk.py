@@ -159,10 +159,9 @@ class Walker:
             current = stack.pop()
             if current in self.resident:
                 continue
-            operator = problem.producer[current]
-            if operator in operators:
+            operator, possible = problem.producer[current], problem.may_recompute(current, position)
+            if possible and operator in operators:
                 continue
-            possible = problem.may_recompute(current, position)
             if current in self.clean and not (possible and self.wants_recompute(current)):
                 self.page_in(current, cause)
                 made.append(current)
@@ -189,10 +188,11 @@ class Walker:
         gap = self.current_gap(storage)
         self.begin(storage, len(self.walk.runs), "page-in", gap, cause)
 
-    def begin(self, storage: int, born: int, origin: Origin, gap: int, cause: int) -> int:
+    def begin(self, storage: int, born: int, origin: Origin, gap: int, cause: int, *, valid: bool = True) -> int:
+        """A new stay, which others read from here on unless the storage is resident; not `valid`: nobody does."""
         stay = len(self.walk.stays)
         self.walk.stays.append(Stay(storage, born, born, origin, gap=gap, blamed_on=cause))
-        if storage not in self.resident:
+        if valid and storage not in self.resident:
             self.resident[storage] = stay
         return stay
 
@@ -205,9 +205,12 @@ class Walker:
         for stay in reads:
             self.touch(stay, index)
         origin: Origin = "recompute" if run else "compute"
+        valid = {s for s in problem.writes[operator] if problem.is_as_made(s, position)}
         if made is not None:
-            made.extend(s for s in problem.writes[operator] if s not in self.resident)
-        writes = [self.begin(s, index, origin, self.current_gap(s), cause) for s in problem.writes[operator]]
+            made.extend(s for s in problem.writes[operator] if s in valid and s not in self.resident)
+        writes = [
+            self.begin(s, index, origin, self.current_gap(s), cause, valid=s in valid) for s in problem.writes[operator]
+        ]
         self.walk.runs.append(Run(operator, run, position, reads, writes, cause))
         self.clean.difference_update(problem.logical.operators[operator].mutates)
         self.changed.update(s for s in problem.logical.operators[operator].mutates if s in spilled)

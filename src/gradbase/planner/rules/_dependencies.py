@@ -78,3 +78,26 @@ def _expand(fixed: list[int], attached: dict[int, list[int]]) -> list[int]:
             order.append(operator)
         stack.extend(reversed(attached.get(operator, ())))
     return order
+
+
+def respecting(before: list[set[int]], order: list[int]) -> list[int]:
+    """The order with every operator moved up that a later one in it must follow.
+
+    Anchors are chosen one by one, and several operators at one anchor may depend on each other.
+    """
+    done: set[int] = set()
+    result: list[int] = []
+    rank = {operator: index for index, operator in enumerate(order)}
+    for wanted in order:
+        stack = [wanted]
+        while stack:
+            operator = stack[-1]
+            missing = sorted((o for o in before[operator] if o not in done), key=rank.__getitem__, reverse=True)
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            if operator not in done:
+                done.add(operator)
+                result.append(operator)
+    return result

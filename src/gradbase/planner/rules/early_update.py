@@ -8,7 +8,7 @@ gradient's memory is free again (optimizer-in-backward).
 from __future__ import annotations
 
 from gradbase.ir.logical import LogicalPlan
-from gradbase.planner.rules._dependencies import move_after, predecessors
+from gradbase.planner.rules._dependencies import move_after, predecessors, respecting
 
 
 def early_update(logical: LogicalPlan, order: list[int]) -> list[int]:
@@ -21,4 +21,4 @@ def early_update(logical: LogicalPlan, order: list[int]) -> list[int]:
             continue
         anchor[operator] = max(before[operator], key=lambda o: (place.get(o, rank[o]), rank[o]), default=-1)
         place[operator] = place.get(anchor[operator], rank.get(anchor[operator], -1))
-    return move_after(order, anchor)
+    return respecting(before, move_after(order, anchor))

@@ -8,7 +8,14 @@ ever shorten lives, the idea of order rewriting in OLLA and ROAM without their s
 from __future__ import annotations
 
 from gradbase.ir.logical import LogicalPlan, Operator
-from gradbase.planner.rules._dependencies import move_after, move_before, predecessors, readers_of, successors
+from gradbase.planner.rules._dependencies import (
+    move_after,
+    move_before,
+    predecessors,
+    readers_of,
+    respecting,
+    successors,
+)
 
 
 def reorder(logical: LogicalPlan, order: list[int]) -> list[int]:
@@ -37,7 +44,7 @@ def _hoist(logical: LogicalPlan, order: list[int]) -> list[int]:
         if last >= 0 and place.get(last, rank[last]) < rank[operator] - 1:
             anchor[operator] = last
             place[operator] = place.get(last, rank[last])
-    return move_after(order, anchor)
+    return respecting(before, move_after(order, anchor))
 
 
 def _dying(logical: LogicalPlan, operator: Operator, readers: list[list[int]], rank: dict[int, int]) -> list[int]:
@@ -69,7 +76,7 @@ def _sink(logical: LogicalPlan, order: list[int]) -> list[int]:
         if not waits and until > rank[operator] + 1:
             anchor[operator] = first
             place[operator] = until
-    return move_before(order, anchor)
+    return respecting(before, move_before(order, anchor))
 
 
 def _bytes(logical: LogicalPlan, storages: tuple[int, ...] | list[int]) -> int:

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from gradbase.cli import main
+from gradbase.store.log import LogReader
 from tests.store.testing_store import Net, SmallStore
 
 
@@ -138,14 +139,29 @@ def test_recover_gives_a_state_dict_that_the_plain_model_takes(root, tmp_path, c
 
 
 @pytest.mark.parametrize("consistency", ["bsp", "asp"])
-def test_recover_replays_logged_updates_bit_for_bit(consistency, root, tmp_path, capsys):
-    store = SmallStore(root, consistency=consistency, physical=True).open().train(2).checkpoint().train(3)
+@pytest.mark.parametrize("codec", ["none", "int8"])
+def test_recover_replays_logged_updates_bit_for_bit(consistency, codec, root, tmp_path, capsys):
+    store = SmallStore(root, consistency=consistency, physical=True, codec=codec).open().train(2).checkpoint().train(3)
     store.close()
     out = tmp_path / "model.safetensors"
     assert main(["store", "recover", str(root), "--out", str(out), "--json"]) == 0
     (row,) = told(capsys)
     assert row["replayed_records"] == 6 and row["recompute_first_step"] is None
     assert equal(out, store.state_dict())
+
+
+def test_updates_logged_through_a_codec_are_shown_verified_and_take_less_room(tmp_path, capsys):
+    sizes = {}
+    for codec in ("none", "topk:0.01"):
+        store = SmallStore(tmp_path / codec, physical=True, codec=codec).open().train(40)
+        store.close()
+        assert main(["store", "verify", str(tmp_path / codec)]) == 0
+        capsys.readouterr()
+        assert main(["store", "inspect", str(tmp_path / codec), "--json"]) == 0
+        logs = [row for row in told(capsys) if row.get("log", "").isdecimal()]
+        assert {row["scheme"] for row in logs} == {"physical" if codec == "none" else "physical encoded"}
+        sizes[codec] = sum(record.nbytes for k in "01" for record in LogReader(store.files, f"log/{k}"))
+    assert sizes["topk:0.01"] < sizes["none"] / 3
 
 
 def test_under_bsp_no_shard_is_replayed_further_than_the_others(root, tmp_path, capsys):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gradbase.store.checkpoint import Checkpointer, pack_state, shard_owners, shard_sources, store_files
+from gradbase.store.codec import decode, encode, parse_codec
 from gradbase.store.files import DiskFiles
 from gradbase.store.layout import lay_out, specs_of_model
 from gradbase.store.log import COORDINATOR, Appender, open_log, to_record
+from gradbase.store.logged import encoded_update
 from gradbase.store.machine.messages import CheckpointRecord, CheckpointState, PushRecord, StepRecord
 from gradbase.store.update import Updater, allocate, rule_of
 
@@ -32,9 +35,13 @@ class Net(torch.nn.Module):
 
 
 class SmallStore:
-    """`consistency` "bsp" logs commands or updates as `physical` says, anything else logs pushes."""
+    """`consistency` "bsp" logs commands or updates as `physical` says, anything else logs pushes. Gradients go through
+    `codec` before they are applied and logged.
+    """
 
-    def __init__(self, root: Path, *, shards: int = 2, consistency: str = "bsp", physical: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, shards: int = 2, consistency: str = "bsp", physical: bool = False, codec: str = "none"
+    ) -> None:
         torch.manual_seed(0)
         self.files, self.model, self.consistency, self.physical = DiskFiles(root), Net(), consistency, physical
         optimizer = torch.optim.Adam(self.model.parameters(), lr=0.1)
@@ -42,6 +49,8 @@ class SmallStore:
         self.layout = lay_out(specs_of_model(self.model), shards, page_bytes=1024)
         self.updater = Updater(self.layout, self.rule, allocate(self.layout, self.rule))
         self.updater.initialize()
+        trained = [p.number for p in self.layout.pages if self.rule.settings(self.layout.tensors[p.tensor].name)]
+        self.codecs = dict.fromkeys(trained if codec != "none" else (), parse_codec(codec))
         self._fill()
         self.members = shard_owners(shards)
         self.checkpointers = [self._checkpointer(shard) for shard in range(shards)]
@@ -112,10 +121,15 @@ class SmallStore:
     def _gradients(self, shard: int) -> list[torch.Tensor]:
         """What a lane pushes, page by page."""
         pages = [self.updater.value(page) for page in self.layout.of_shard(shard)]
-        return [torch.randn(len(v)) if v.is_floating_point() else v + 1 for v in pages]
+        found = [torch.randn(len(v)) if v.is_floating_point() else v + 1 for v in pages]
+        for index, page in enumerate(self.layout.of_shard(shard)):
+            if page.number in self.codecs:
+                found[index] = decode(encode(self.codecs[page.number], found[index]), page.numel)
+        return found
 
     def _content(self, log: Appender, shard: int, pushes: Sequence[Sequence[torch.Tensor]]) -> StepRecord | PushRecord:
-        update = b"".join(page.numpy().tobytes() for push in pushes for page in push)
+        raw = [b"".join(page.numpy().tobytes() for page in push) for push in pushes]
+        update = encoded_update(self.layout, shard, self.codecs, raw)
         if self.consistency != "bsp":
             return PushRecord(log.next_lsn, log.incarnation, 1, 0, 1, self.step, self.step, update)
         batches = tuple(range(self.step * LANES, (self.step + 1) * LANES))
@@ -133,5 +147,5 @@ class SmallStore:
 
 
 class _Raw:
-    def to_bytes(self, update: bytes) -> tuple[int, tuple[bytes]]:
-        return 1, (update,)
+    def to_bytes(self, update: Any) -> Any:
+        return update

@@ -28,6 +28,7 @@ from gradbase.store.checkpoint import (
 from gradbase.store.files import File, Files
 from gradbase.store.layout import Layout
 from gradbase.store.log import KINDS, LogReader, RawUpdates, Torn, from_record, list_segments
+from gradbase.store.logged import ENCODED, RAW, raw_update
 from gradbase.store.machine.messages import PushRecord, StepRecord
 
 if TYPE_CHECKING:
@@ -35,14 +36,16 @@ if TYPE_CHECKING:
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
-RAW = 1  # codec of a logged update: see replay_update
 _LOGS = "log"
 COORDINATOR = "coordinator"
+_SCHEMES = {RAW: "physical", ENCODED: "physical encoded"}
 
 
 @dataclass(frozen=True)
 class LogSummary:
-    """One log. `kinds` counts records of its last segment; `scheme` is command, physical, or "" where nothing tells."""
+    """One log. `kinds` counts records of its last segment; `scheme` is command, physical, physical encoded (updates
+    through codecs, see `logged`), or "" where nothing tells.
+    """
 
     name: str
     segments: int
@@ -112,7 +115,7 @@ def summarize_log(files: Files, name: str) -> LogSummary:
         kind = KINDS.get(record.kind, str(record.kind))
         kinds[kind] = kinds.get(kind, 0) + 1
         if kind in ("step", "push"):
-            scheme = "physical" if record.codec else scheme or "command"
+            scheme = _SCHEMES.get(record.codec, "physical") if record.codec else scheme or "command"
     return LogSummary(
         name,
         len(segments),
@@ -159,10 +162,9 @@ def recover(files: Files, out: File) -> Recovered:
 
 
 def replay_update(updater: Updater, shard: int, data: memoryview, *, lanes: int) -> None:
-    """Apply a logged update of codec 1 to the pages of a shard.
+    """Apply a logged update (RAW; see `logged`) to the pages of a shard.
 
-    data: the pushes it was made of, in lane order, of each the bytes of every page of the shard in the layout's order:
-    a gradient, or for a tensor that is not trained its new value. lanes: of the job; the sum is divided by it.
+    data: the pushes it was made of. lanes: of the job; their sum is divided by it.
     """
     import torch
 
@@ -267,9 +269,7 @@ def _write_replayed(
     _restore(files, checkpoint, layout, rule, updater)
     for name, each in records.items():
         for record in each:
-            codec, data = record.update
-            if codec != RAW:
-                raise StoreError(f"a logged update has codec {codec}", "recover with the gradbase that wrote the log")
+            data = raw_update(layout, int(name), *record.update)
             replay_update(updater, int(name), data, lanes=int(manifest["lanes"]))
     return write_plain(out, _plain_tensors(updater))
 

@@ -1,7 +1,13 @@
-"""What was measured, as tables: one a workload for the terminal, one for all in Markdown."""
+"""What was measured, as tables: one a workload for the terminal, one for all in Markdown.
+
+    python -m benchmarks.report FILE...     prints both for what `benchmarks.run --json` wrote
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,7 +37,7 @@ def table(result: Row) -> str:
 
 
 def markdown(results: list[Row]) -> str:
-    """All workloads as one Markdown table: a cell is MiB above parameters and optimizer state, and time by eager's."""
+    """All workloads as one Markdown table: a cell is the peak in MiB, all included, and the time by eager's."""
     labels = list(dict.fromkeys(row["label"] for result in results for row in result["systems"]))
     lines = ["", "| | " + " | ".join(labels) + " |", "|---" * (len(labels) + 1) + "|"]
     for result in results:
@@ -63,11 +69,11 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _short(row: Row) -> str:
-    """ "216 @ 1.14": MiB above parameters and state, at time by eager's."""
+    """ "376 @ 1.24": the peak in MiB, at time by eager's."""
     if row["error"]:
         return "–"
     ratio = f" @ {median(row['time_ratios']):.2f}" if row["time_ratios"] else ""
-    return f"{row['memory']['above_state_bytes'] / 2**20:.0f}{ratio}"
+    return f"{row['memory']['peak_bytes'] / 2**20:.0f}{ratio}"
 
 
 def _mebibytes(amount: int | None) -> str:
@@ -84,11 +90,9 @@ def _prediction(held: Row) -> str:
 def _equality(row: Row) -> str:
     if row["losses_equal"] is None:
         return ""
-    if row["losses_equal"] and row["state_equal"]:
-        return "bit for bit"
-    parts = {"losses": row["losses_equal"], "parameters": row["parameters_equal"], "buffers": row["state_equal"]}
+    parts = {"losses": row["losses_equal"], "parameters": row["parameters_equal"]}
     different = [name for name, equal in parts.items() if not equal]
-    return f"not {', '.join(different)}"
+    return f"not {', '.join(different)}" if different else "bit for bit"
 
 
 def _gap(held: Row) -> str:
@@ -96,3 +100,8 @@ def _gap(held: Row) -> str:
     if "lower_bound_time_us" not in held:
         return ""
     return f"{held['predicted_time_us'] / held['lower_bound_time_us'] - 1:.1%}"
+
+
+if __name__ == "__main__":
+    measured = [result for file in sys.argv[1:] for result in json.loads(Path(file).read_text())]
+    print(*map(table, measured), markdown(measured), sep="\n")

@@ -148,7 +148,6 @@ def summary(system: str, held: dict[str, Row], rounds: list[dict[str, Row]]) -> 
         "time_ratios": [own["step_time_us"] / eager["step_time_us"] for own, eager in good],
         "losses_equal": all(own["losses"] == eager["losses"] for own, eager in good) if good else None,
         "parameters_equal": _all_equal(good, "parameters_sha256"),
-        "state_equal": _all_equal(good, "state_sha256"),
         "planning_s": [own["planning_s"] for own, _ in good if "planning_s" in own],
         "search_s": [own["search_s"] for own, _ in good if "search_s" in own],
         "build_s": [own["build_s"] + own["first_step_s"] for own, _ in good],

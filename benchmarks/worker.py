@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -25,6 +24,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import memory, systems
+from gradbase.cli._state import parameters_sha256
 from gradbase.common.errors import GradbaseError
 
 WARM_UP_STEPS = 2  # the first makes the optimizer's state and the kernels' caches, the second settles the allocator
@@ -66,7 +66,7 @@ def load(path: Path) -> ModuleType:
 
 
 def measure_time(recipe: ModuleType, system: str, steps: int, catalog: Path | None) -> dict[str, Any]:
-    """Losses, hashes of what was trained, and the median time of the steps after the warm-up, in µs."""
+    """Losses, the digest of what was trained, and the median time of the steps after the warm-up, in µs."""
     job, feed = prepare(recipe, catalog)
     started = time.perf_counter()
     step = systems.build(system, job)
@@ -83,7 +83,7 @@ def measure_time(recipe: ModuleType, system: str, steps: int, catalog: Path | No
         "first_step_s": times_us[0] / 1e6,
         "build_s": build_s,
         "losses": losses,
-        **hashes(job.model),
+        "parameters_sha256": parameters_sha256(job.model),
         **predictions(step),
     }
 
@@ -137,21 +137,6 @@ def tensor_bytes(job: systems.Job, batches: Any) -> int:
     leaves = tree_leaves([list(job.model.parameters()), list(job.model.buffers()), state, batches])
     storages = {leaf.untyped_storage().data_ptr(): leaf for leaf in leaves if isinstance(leaf, torch.Tensor)}
     return sum(leaf.untyped_storage().nbytes() for leaf in storages.values())
-
-
-def hashes(model: torch.nn.Module) -> dict[str, str]:
-    """SHA-256 over raw bytes in the order of sorted names: of parameters, and of the whole state dict."""
-    return {
-        "parameters_sha256": _sha256(dict(model.named_parameters())),
-        "state_sha256": _sha256(model.state_dict()),
-    }
-
-
-def _sha256(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def predictions(step: Any) -> dict[str, Any]:

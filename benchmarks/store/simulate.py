@@ -2,9 +2,14 @@
 
 python -m benchmarks.store.simulate [--runs 10000] [--seed 0] [--rounds 5] > simulate.json
 
+An event is something handled: a message received by a machine, a tick of one, a part computed, a disk operation that
+ended, a process started, a timer or a fault. Sends do not count, nor does what is lost. Rates include all that a run
+takes: drawing its faults, and checking every invariant on its history.
+
 Rates are of this process's CPU time; `heap_pairs_per_cpu_s` (one push and one pop on a small heap) says how fast the
 machine was meanwhile, so that rates of a busy and of a quiet machine can be compared. Every round runs the same
-seeds; the best and the median are given.
+seeds; the best and the median are given. The interpreter matters: one built with profile-guided optimization, as
+distributions ship it, is about 1.4 times as fast as one built from source without.
 """
 
 from __future__ import annotations
@@ -67,6 +72,7 @@ def main() -> None:
     rates = [measured["events_per_cpu_s"] for measured in rounds]
     report = {
         "python": platform.python_version(),
+        "build": platform.python_compiler(),
         "machine": platform.machine(),
         "rounds": rounds,
         "events_per_cpu_s": {"best": max(rates), "median": median(rates)},

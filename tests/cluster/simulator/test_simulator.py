@@ -10,10 +10,11 @@ from gradbase.cluster.simulator import Simulation, draw_plan, hunt
 from gradbase.cluster.simulator.__main__ import main
 from tests.cluster.simulator.planted import PLANTED, Planted
 
-CHUNK = 1_000
+CHUNK = 1_050
+SEEDS = 10 * CHUNK  # one in twenty-three is a run without a fault
 
 
-@pytest.mark.parametrize("first", range(0, 10_000, CHUNK))
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_no_seed_breaks_an_invariant(first: int) -> None:
     totals = hunt(range(first, first + CHUNK))
     assert totals.runs == CHUNK or not totals.failed, [
@@ -31,6 +32,10 @@ def test_the_seeds_cover_every_fault_and_every_level() -> None:
         "crash", "power", "partition", "disk_full", "clock_jump", "hang", "leave", "join", "slow",
     }  # fmt: skip
     assert any(len(fault.who) > 1 and fault.kind == "crash" for plan in plans for fault in plan.faults)
+
+
+def test_at_least_ten_thousand_of_the_runs_are_faulty() -> None:
+    assert sum(bool(plan.faults) or plan.odd > 0 for plan in map(draw_plan, range(SEEDS))) >= 10_000
 
 
 def test_runs_do_go_through_terms_and_crashes() -> None:

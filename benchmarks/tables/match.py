@@ -131,14 +131,15 @@ def texts(pairs: Pairs, side: str, columns: list[str]) -> list[str]:
 
 
 def run_boosting(test: Pairs, given: Pairs, seed: int) -> Row | None:
-    """scikit-learn's histogram gradient boosting on similarities and TF-IDF cosines; None where it cannot train."""
+    """scikit-learn's histogram gradient boosting as it comes, on similarities and TF-IDF cosines; None where it cannot
+    train."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     label = np.array(given["label"]) == "1"
     if not len(label) or label.all() or not label.any():
         return None
     train, asked = (np.c_[plain_similarities(p), weighted_overlaps(given, p)] for p in (given, test))
-    model = HistGradientBoostingClassifier(max_iter=300, learning_rate=0.05, random_state=seed).fit(train, label)
+    model = HistGradientBoostingClassifier(random_state=seed).fit(train, label)
     log_odds = model.decision_function(asked)
     return quality(log_odds, log_odds > 0, np.array(test["label"]) == "1")
 

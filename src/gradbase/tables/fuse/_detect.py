@@ -103,9 +103,14 @@ def _several(claims: Claims, rows: Ints) -> float:
     """The share of sources' items with more than one value, where the source says more than one in no order of time."""
     if claims.time is not None and not np.isnan(claims.time[rows]).all():
         return 0.0
-    said = {*zip(claims.object[rows].tolist(), claims.source[rows].tolist(), map(str, claims.value[rows]), strict=True)}
-    counts = np.unique(np.array([s[0] * len(claims.source_names) + s[1] for s in said]), return_counts=True)[1]
-    return float((counts > 1).mean())
+    seen: dict[str, int] = {}
+    value = np.fromiter((seen.setdefault(str(v), len(seen)) for v in claims.value[rows]), np.int64, len(rows))
+    speaker = claims.object[rows] * len(claims.source_names) + claims.source[rows]
+    order = np.lexsort((value, speaker))
+    speaker, value = speaker[order], value[order]
+    first = np.r_[True, speaker[1:] != speaker[:-1]]  # of a source's claims of an item
+    more = ~first & np.r_[True, value[1:] != value[:-1]]
+    return float((np.bincount(np.cumsum(first) - 1, more) > 0).mean())
 
 
 def _same_pairs(claims: Claims, rows: Ints) -> Floats:

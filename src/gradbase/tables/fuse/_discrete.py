@@ -135,10 +135,7 @@ def fit(model: Model, weight: Floats, iterations_max: int, start: Fit | None = N
 
 def shared_claims(model: Model, weight: Floats) -> Bools:
     """(claims,) of items that two sources speak of, or spoke: a lone claim agrees with itself, which tells nothing."""
-    problem = model.problem
-    spoken = problem.item[weight > 0] * problem.sources + problem.source[weight > 0]
-    sources = np.bincount(np.unique(spoken) // problem.sources, minlength=problem.items)
-    return (sources > 1)[problem.item]
+    return (model.problem.sources_of_items(weight > 0) > 1)[model.problem.item]
 
 
 def contributions(model: Model, profile: Floats, lift: Floats, weight: Floats) -> Floats:

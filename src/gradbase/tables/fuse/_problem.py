@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -95,10 +96,22 @@ class Problem:
     def per_source(self, amounts: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         return np.bincount(self.source, amounts, self.sources)
 
-    def sources_of_items(self) -> Ints:
-        """(items,) how many different sources claim something of the item."""
-        pairs = np.unique(self.item * self.sources + self.source)
-        return np.bincount(pairs // self.sources, minlength=self.items)
+    @cached_property
+    def _speakers(self) -> tuple[Ints, Ints]:
+        """(claims,) code of the (item, source) pair, and the pairs' items."""
+        pair = self.item * self.sources + self.source
+        order = np.argsort(pair, kind="stable")
+        fresh = _starts([pair[order]])
+        speaker = np.empty_like(order)
+        speaker[order] = np.cumsum(fresh) - 1
+        return speaker, self.item[order[fresh]]
+
+    def sources_of_items(self, wanted: npt.NDArray[np.bool_] | None = None) -> Ints:
+        """(items,) how many different sources claim something of the item, in claims that are `wanted` (claims,)."""
+        speaker, item = self._speakers
+        if wanted is not None:
+            item = item[np.bincount(speaker[wanted], minlength=len(item)) > 0]
+        return np.bincount(item, minlength=self.items)
 
 
 @dataclass(frozen=True)

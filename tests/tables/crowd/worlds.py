@@ -48,3 +48,18 @@ def world(
     worker = chosen.reshape(-1)
     claims = Claims(item, worker, said[item, worker], np.arange(n_items), np.arange(n_workers), np.arange(n_classes))
     return World(claims, truth)
+
+
+def with_copiers(seed: int, *, honest: int, copiers: int, copied: float, n_items: int = 600) -> World:
+    """Everybody labels 6 of 10 items, honest workers right in 75%. The worker after them is right in 60%, and repeated
+    by `copiers` in `copied` of cases."""
+    generator = np.random.default_rng(seed)
+    n_workers = honest + 1 + copiers
+    truth = generator.integers(0, 2, n_items)
+    chance = np.array([0.75] * honest + [0.6] * (1 + copiers))
+    said = np.where(generator.random((n_items, n_workers)) < chance, truth[:, None], 1 - truth[:, None])
+    repeats = generator.random((n_items, copiers)) < copied
+    said[:, honest + 1 :] = np.where(repeats, said[:, honest, None], said[:, honest + 1 :])
+    item, worker = np.nonzero(generator.random((n_items, n_workers)) < 0.6)
+    claims = Claims(item, worker, said[item, worker], np.arange(n_items), np.arange(n_workers), np.arange(2))
+    return World(claims, truth)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradbase.common.errors import UsageError
 from gradbase.tables.crowd._confusion import Fit
+from gradbase.tables.crowd._copies import heard_once
 from gradbase.tables.crowd._ensemble import judge
 from gradbase.tables.crowd._features import check, spread
 from gradbase.tables.crowd._numbers import numbers
@@ -59,7 +60,7 @@ def infer(
 def _classes(
     claims: Claims, features: Features | None, config: Config, start: dict[str, Fit], settled: int
 ) -> Result:
-    table = table_of(claims)
+    table = heard_once(table_of(claims), config.seed)
     opinion = judge(table, None, config.seed, start, config.on_progress)
     claim_count = np.diff(table.item_starts.numpy()).astype(np.int64)
     posterior, tilt, classifier = opinion.posterior, None, None

@@ -4,8 +4,10 @@ In every round the classifier's out-of-fold p(k | features) and the items' label
 confusion matrices are learned anew: P(k) is proportional to p(k | features) times the chance of the labels to a power.
 To teach (TEACH) the labels count much: that an item whose features are those of one class was labelled otherwise shows
 how workers err. In the answer they count little (CROWD), because the workers of an item err together, by what the item
-looks like, while a classifier averages such errors over all items. Networks of several rounds are averaged: a single
-one is noisy. A classifier that predicts the crowd hardly better than the shares of the classes do is not heard.
+looks like, while a classifier averages such errors over all items. What networks of several rounds say is averaged: a
+single one is noisy. The classifier that is handed out is taught the answer, which is nearer to the truth than what the
+networks before it were taught. One that predicts the crowd hardly better than the shares of the classes do is not
+heard.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gradbase.common.errors import UsageError
-from gradbase.tables.crowd._classifier import Classifier, Trainer, Weights, cross_fitted, own_randomness
+from gradbase.tables.crowd._classifier import Classifier, Trainer, cross_fitted, own_randomness
 from gradbase.tables.crowd._features import Encoder, content_hashes
 from gradbase.tables.crowd._noise import scramble
 from gradbase.tables.crowd._table import Table
@@ -26,7 +28,6 @@ from gradbase.tables.crowd._workers import CONFUSION_ENTRIES_MAX, confusion_of
 
 CROWD = 0.1
 TEACH = 0.6
-ROUNDS_KEPT = 3  # whose networks make the classifier that is handed out
 MEMORY = 0.5  # of log chances for those of earlier rounds
 SKILL = (0.02, 0.1)  # share of the entropy of classes explained out of fold: a classifier is not heard, fully heard
 LEAST_ITEMS = 20  # with labels and features: below, a classifier would be noise
@@ -57,23 +58,22 @@ def with_features(
     order = np.argsort(hashes := content_hashes(features), kind="stable")
     folds = (scramble(hashes[order] + np.uint64(config.seed)) % np.uint64(config.folds)).astype(np.int64)
     encoder, place = Encoder.of(features), torch.from_numpy(order)
-    posterior, chances, trust = crowd, None, 0.0
-    recent: tuple[tuple[Weights, ...], ...] = ()
+    posterior, answer, chances, trust = crowd, crowd, None, 0.0
     with own_randomness(config.seed), Trainer(encoder(features)[place], crowd.shape[1], config) as trainer:
         for turn in range(config.rounds):
             seed = config.seed + 100 * turn
-            told, networks = cross_fitted(trainer, folds, labelled[place], posterior[place].float(), seed)
+            told, _ = cross_fitted(trainer, folds, labelled[place], posterior[place].float(), seed)
             now = torch.empty_like(crowd)
             now[place] = told.double()
             if chances is None:
                 trust = _trust(now[labelled], crowd[labelled])  # while the crowd alone is what was taught
             chances = now if chances is None else MEMORY * chances + (1 - MEMORY) * now
-            recent = (*recent, networks)[-ROUNDS_KEPT:]
             posterior, answer, tilt = _weigh(table, crowd, labelled, posterior, chances, trust)
             if config.on_progress:
                 config.on_progress("classifier", turn + 1, config.rounds)
-    kept = tuple(weights for networks in recent for weights in networks)
-    return Informed(answer, tilt, Classifier(encoder, kept, crowd.shape[1]))
+        last = config.seed + 100 * config.rounds
+        _, networks = cross_fitted(trainer, folds, labelled[place], answer[place].float(), last)
+    return Informed(answer, tilt, Classifier(encoder, networks, crowd.shape[1]))
 
 
 def _weigh(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradbase.tables.crowd._confusion import Fit
+from gradbase.tables.crowd._copies import heard_once
 from gradbase.tables.crowd._ensemble import Opinion, judge
 from gradbase.tables.crowd._state import State
 from gradbase.tables.crowd._table import table_of
@@ -24,7 +25,7 @@ ANSWERS = np.array([0, 1])  # no, yes
 def sets(claims: Claims, config: Config, start: dict[str, Fit], settled: int) -> Result:
     """The result for claims of kind "sets"."""
     n_items, n_tags = len(claims.items), len(claims.classes)
-    table = table_of(as_questions(claims))
+    table = heard_once(table_of(as_questions(claims)), config.seed)
     first = judge(table, None, config.seed, start, config.on_progress)
     tilt = _commonness(first.posterior, n_tags)
     opinion: Opinion = judge(table, tilt, config.seed, first.fits, config.on_progress)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradbase.tables.match import Records
-from gradbase.tables.match._features import WHOLE, compare
+from gradbase.tables.match._features import EDITED_CHARACTERS_MAX, WHOLE, compare
 
 
 def pair(left, right, more=()):
@@ -55,3 +55,10 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     at_once = compare(a, a, *rows)
     monkeypatch.setattr("gradbase.tables.match._features._CHUNK_PAIRS", 2)
     assert np.array_equal(compare(a, a, *rows).values, at_once.values)
+
+
+def test_of_very_long_texts_edits_are_counted_over_the_beginning_and_words_over_all():
+    long = "word " * EDITED_CHARACTERS_MAX
+    found = pair({"x": long + "one"}, {"x": long + "two"})
+    assert found.of("x", "edits")[0] == 1
+    assert found.of("x", "equal")[0] == 0 and found.of("x", "tokens only_left")[0] > 0

@@ -15,6 +15,7 @@ from gradbase.tables.match._types import Floats, Ints, Records
 
 WHOLE = ""  # the "column" of features that read the whole record
 
+EDITED_CHARACTERS_MAX = 2000  # edits are counted over the beginning of a text, for they take the product of lengths
 _CHUNK_PAIRS = 20_000  # bounds the memory of one comparison, not its result
 _CODE_CONTAINED_LEAST = 5
 _CODE_PREFIX_LEAST = 4
@@ -185,7 +186,8 @@ def _most_alike(a: Sequence[str], b: Sequence[str]) -> float:
 
 
 def _scored(texts: tuple[list[str], list[str]], scorer: Callable[..., float]) -> Floats:
-    return np.asarray(_rapidfuzz().process.cpdist(*texts, scorer=scorer), dtype=np.float64)
+    first = ([text[:EDITED_CHARACTERS_MAX] for text in side] for side in texts)
+    return np.asarray(_rapidfuzz().process.cpdist(*first, scorer=scorer), dtype=np.float64)
 
 
 def _scorers() -> list[tuple[str, Callable[..., float], float]]:

@@ -12,7 +12,7 @@ from gradbase.tables.crowd._rivals import margins
 from gradbase.tables.crowd._text import Rarity, compare, number, paired
 from tests.tables.crowd.worlds import world
 
-QUICK = Config(folds=3, rounds=2, steps=60)
+QUICK = Config(folds=2, rounds=2, steps=40)
 
 
 def known_world(seed: int = 0):

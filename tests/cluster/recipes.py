@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradbase.cluster.worker import BatchStream, Recipe, forward_seed
+from gradbase.store.codec import decode, encode, parse_codec
 
 WIDTH, ROWS = 12, 8
 
@@ -61,9 +62,12 @@ def _first(count: int) -> list[Any]:
     return [next(stream) for _ in range(count)]
 
 
-def plain(lanes: int, steps: int) -> str:
-    """The digest after `steps` updates in one process, each from `lanes` micro-batches summed in their order."""
-    recipe = build()
+def plain(lanes: int, steps: int, codec: str = "none") -> str:
+    """The digest after `steps` updates in one process, each from `lanes` micro-batches summed in their order.
+
+    codec: of every gradient, with error feedback lane by lane.
+    """
+    recipe, residuals = build(), dict[Any, torch.Tensor]()
     stream = BatchStream(recipe.batches, recipe.random_state)
     parameters = [p for p in recipe.model.parameters() if p.requires_grad]
     for step in range(steps):
@@ -73,7 +77,11 @@ def plain(lanes: int, steps: int) -> str:
             for name, buffer in recipe.model.named_buffers():
                 buffer.copy_(before[name])
             torch.manual_seed(forward_seed(7, step * lanes + lane))
-            gradients = torch.autograd.grad(loss(recipe.model, stream.get(step * lanes + lane)), parameters)
+            exact = torch.autograd.grad(loss(recipe.model, stream.get(step * lanes + lane)), parameters)
+            gradients = [
+                squeezed(codec, gradient, residuals.setdefault((lane, n), torch.zeros(gradient.numel())))
+                for n, gradient in enumerate(exact)
+            ]
             sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
             if lane == 0:
                 pushed = {name: buffer.clone() for name, buffer in recipe.model.named_buffers()}
@@ -83,6 +91,12 @@ def plain(lanes: int, steps: int) -> str:
             parameter.grad = gradient * (1 / lanes)
         recipe.optimizer.step()
     return digest(recipe.model)
+
+
+def squeezed(codec: str, gradient: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """What arrives of a gradient."""
+    message = encode(parse_codec(codec), gradient.flatten(), residual)
+    return decode(message, gradient.numel()).view(gradient.shape)
 
 
 def digest(model: nn.Module) -> str:

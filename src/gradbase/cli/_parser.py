@@ -89,6 +89,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--store", type=Path, metavar="DIR", help="where the log and checkpoints go")
     group.add_argument("--resume", action="store_true", help="go on where the store in --store stands")
     group.add_argument("--engine", choices=("local", "ray"), default="local", help="who runs workers (default: local)")
+    group.add_argument("--codec", metavar="CODEC", help=_CODEC_HELP)
     group.add_argument("--address", metavar="ADDRESS", help="of the Ray cluster to join (default: start one here)")
 
 
@@ -200,6 +201,7 @@ _DURABILITIES = ("none", "checkpoint", "wal")
 _DESCRIPTION = "Runs a training step the way a database runs a query: planned, explained and inside a memory budget."
 _RECIPE_HELP = "a Python file with model(), batches(), loss(model, batch) and optimizer(model)"
 _INPUT_HELP = "a CSV, Parquet, DuckDB or SQLite file, or postgresql://..."
+_CODEC_HELP = "of gradients: none, bf16, int8, topk:0.01 or onebit, then NAME=CODEC (default: by the measured link)"
 _STORE_HELP = "what is in it; whether every checksum is right; its newest parameters as a plain file"
 _COMMANDS: dict[str, tuple[str, Any]] = {
     "explain": ("explain the plan of a step; runs nothing", _add_explain),

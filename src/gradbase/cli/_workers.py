@@ -17,14 +17,14 @@ from gradbase.common.errors import UsageError
 from gradbase.common.units import format_bytes, format_us
 
 if TYPE_CHECKING:
-    from gradbase.cluster.job import Outcome, Request
+    from gradbase.cluster.job import CodecChoice, Outcome, Request
     from gradbase.cluster.local import StoreChoice
     from gradbase.cluster.steward import StepReport, Worker
     from gradbase.cluster.worker import Figures
     from gradbase.cluster.worker import Recipe as WorkerRecipe
 
 DONE, INTERRUPTED = 0, 130
-_OPTIONS = ("workers", "consistency", "durability", "store", "resume", "address")
+_OPTIONS = ("workers", "consistency", "durability", "store", "resume", "address", "codec")
 _ALONE = ("compare_eager", "analyze", "html", "perfetto", "rules", "no_rule", "spill", "catalog")  # of one plan, here
 
 
@@ -117,8 +117,11 @@ def _request(arguments: argparse.Namespace) -> Request:
     consistency, staleness_steps = parse_consistency(arguments.consistency or "bsp")
     durability = arguments.durability or ("wal" if arguments.store else "none")
     _check_options(arguments, durability)
+    from gradbase.cluster.codecs import parse_codecs
     from gradbase.cluster.job import Request
 
+    if arguments.codec is not None:
+        parse_codecs(arguments.codec)
     return Request(
         Builder(arguments.recipe, arguments.seed),
         arguments.workers or 1,
@@ -130,6 +133,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         arguments.resume,
         _threads(arguments.workers or 1),
         arguments.memory,
+        codec=arguments.codec,
     )
 
 
@@ -163,6 +167,7 @@ def _engine(arguments: argparse.Namespace, request: Request, watcher: _Watcher) 
         "on_warning": watcher.console.fail,
         "on_store": watcher.store,
         "on_plan": watcher.plan,
+        "on_codec": watcher.codec,
     }
     if arguments.engine == "ray":
         from gradbase.cluster.ray import RayEngine
@@ -207,13 +212,17 @@ class _Watcher:
             batch=report.batch,
         )
         self.table.report(report)
-        self.table.draw(self.engine.status)
+        self.table.draw(self.engine.status, self.engine.traffic)
 
     def store(self, choice: StoreChoice) -> None:
         self.console.event("store", path=str(self.request.store), durability=self.request.durability, **vars(choice))
         if choice.logging_reason:
             self.console.say(f"log: {choice.logging_reason}")
         self.console.say(f"checkpoints: {choice.checkpoint_reason}")
+
+    def codec(self, choice: CodecChoice) -> None:
+        self.console.event("codec", codec=choice.codec, reason=choice.reason)
+        self.console.say(f"codec of gradients: {choice.codec} ({choice.reason})")
 
     def plan(self, worker: Worker) -> None:
         if worker.measured_peak_bytes is not None:
@@ -253,6 +262,10 @@ def _summary(
         "store": str(request.store) if request.store else None,
         "samples_per_s": watcher.samples_per_s if watcher.samples else None,
         "slab_bytes": outcome.slab_nbytes,
+        "codec": outcome.codec,
+        "pushed_bytes": outcome.traffic.pushed_nbytes,
+        "pulled_bytes": outcome.traffic.pulled_nbytes,
+        "gradient_bytes": outcome.traffic.gradient_nbytes,
     }
 
 
@@ -281,6 +294,10 @@ def _lines(summary: dict[str, Any], watcher: _Watcher) -> list[str]:
         budget = f", budget {format_bytes(summary['budget_bytes'])}" if summary["budget_bytes"] else ""
         lines.append(f"memory: measured peak {format_bytes(summary['measured_peak_bytes'])} of a worker{budget}")
     lines.append(f"shared memory: {format_bytes(summary['slab_bytes'])}")
+    if summary["pulled_bytes"]:
+        pushed, raw = format_bytes(summary["pushed_bytes"]), format_bytes(summary["gradient_bytes"])
+        pulled = format_bytes(summary["pulled_bytes"])
+        lines.append(f"wire: {pushed} pushed for {raw} of gradients (codec {summary['codec']}), {pulled} pulled")
     if summary["store"]:
         lines.append(f"store: {summary['store']} ({summary['durability']}); --resume goes on from there")
     return [*lines, f"parameters: sha256 {summary['parameters_sha256']}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gradbase.store.machine.consistency import Consistency, Durability, Job, Limits, Logging
 
@@ -27,6 +27,7 @@ class Request:
     by one. None: until the stream ends. threads: of torch, in every worker; the bits of a sum may depend on them.
     memory: a budget for each worker's step, as `gradbase.compile` takes it; None computes as plain torch does.
     lanes: micro-batches of a step, as many as workers unless said. logging: None chooses what is cheapest to keep.
+    codec: what gradients go through, as `parse_codecs` reads it; None chooses by the measured speed of link and codecs.
     """
 
     build: Callable[[], Recipe]
@@ -41,6 +42,7 @@ class Request:
     memory: str | int | None = None
     lanes: int | None = None
     logging: Logging | None = None
+    codec: str | None = None
 
     @property
     def shared(self) -> bool:
@@ -67,12 +69,35 @@ class Request:
         )
 
 
+class CodecChoice(NamedTuple):
+    """The codec of a job as text, and why."""
+
+    codec: str
+    reason: str
+
+
+class Traffic(NamedTuple):
+    """Bytes that went between processes without shared memory; `gradient_nbytes` is what was pushed, not encoded."""
+
+    pushed_nbytes: int = 0
+    pulled_nbytes: int = 0
+    gradient_nbytes: int = 0
+
+    def plus(self, other: Traffic) -> Traffic:
+        return Traffic(*(a + b for a, b in zip(self, other, strict=True)))
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """`model` has the final values. `steps` were done in all, those before a resume included; `lost` workers ended."""
+    """`model` has the final values. `steps` were done in all, those before a resume included; `lost` workers ended.
+
+    codec: what gradients went through. traffic: all bytes between processes that share no memory.
+    """
 
     model: nn.Module
     steps: int
     interrupted: bool
     lost: int
     slab_nbytes: int
+    codec: str = "none"
+    traffic: Traffic = Traffic()

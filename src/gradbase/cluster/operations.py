@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["apply", "fetch", "inline"]
+Kind = Literal["apply", "fetch", "keep", "inline"]
 
 
 @dataclass(eq=False)
@@ -118,12 +118,22 @@ class ShardPages:
 
     With `copies` every reader has parameters of its own and a read is a fetch; else models are views of the slab,
     nobody computes while an update runs, and a read is done when the updates before it are.
+    `residuals`: gradients go through lossy codecs, and a job that is resumed needs what those have left out; the shard
+    keeps that of the lane with its number.
     """
 
-    def __init__(self, operations: Operations, shard: int, replay: Callable[[int, memoryview], None]) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        shard: int,
+        replay: Callable[[int, memoryview], None],
+        *,
+        residuals: bool = False,
+    ) -> None:
         self._operations = operations
         self._shard = shard
         self._replay = replay
+        self._residuals = residuals
 
     def read(self, selection: object) -> Reading:
         if self._operations.copies:
@@ -143,7 +153,9 @@ class ShardPages:
             self._operations.put(self._shard, "apply", lanes=update.lanes, worker=update.worker)
 
     def snapshot(self) -> Operation:
-        """A place in the queue, at which the values are copied."""
+        """A place in the queue, at which the values are copied; with them goes what a lane's codecs have left out."""
+        if self._residuals:
+            self._operations.put(self._shard, "keep", lanes=(self._shard,))
         return self._operations.put(self._shard, "inline")
 
     def restore(self, snapshot: object) -> None:

@@ -8,6 +8,7 @@
                                                 whenever one of these is new
     ("apply", op, shard, lanes)                 ("done", op)
     ("fetch", op, shard)                        ("done", op)
+    ("keep", op, lane)                          ("done", op)
     ("stop",)                                   ("failed", words): its recipe raised an exception, it ends
 
 A servant begins with ("hello", process id, whether it can apply, number).
@@ -22,6 +23,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -42,14 +44,20 @@ class Memory(Protocol):
     def before(self, lane: int) -> None:
         """Called before a gradient is computed: what the model reads must be in place."""
 
+    def complete(self, lane: int, parameter: nn.Parameter) -> None:
+        """Called within the backward pass, when the gradient of one parameter is in its buffer."""
+
     def after(self, lane: int) -> None:
-        """Called when the gradients of a lane are complete in its buffers."""
+        """Called when all gradients of a lane were complete; they are where they are applied when this returns."""
 
     def apply(self, op: int, shard: int, lanes: Sequence[int]) -> None:
         """Reduce what the lanes pushed to a shard, in that order, and update its pages."""
 
     def fetch(self, shard: int) -> None:
         """Copy a shard's values to where the model reads them."""
+
+    def keep(self, lane: int) -> None:
+        """Put what the codecs have left out of a lane's gradients to where checkpoints are taken from."""
 
 
 def serve(channel: Channel, learner: Learner, memory: Memory, number: int = 0) -> None:
@@ -73,8 +81,8 @@ def _serve(channel: Channel, learner: Learner, memory: Memory, number: int) -> N
             memory.apply(*rest)
             channel.send("done", rest[0])
         else:
-            assert verb == "fetch", f"a steward does not say {verb!r}"
-            memory.fetch(rest[1])
+            assert verb in ("fetch", "keep"), f"a steward does not say {verb!r}"
+            (memory.fetch if verb == "fetch" else memory.keep)(rest[1])
             channel.send("done", rest[0])
 
 
@@ -86,7 +94,7 @@ def _compute(channel: Channel, learner: Learner, memory: Memory, ticket: int, la
         channel.send("ended", ticket)
         return
     memory.before(lane)
-    loss = learner.gradient(number, batch, memory.buffers(lane))
+    loss = learner.gradient(number, batch, memory.buffers(lane), partial(memory.complete, lane))
     memory.after(lane)
     _tell_plan(channel, learner)
     channel.send("computed", ticket, samples_of(batch), loss, (time.perf_counter() - began) * 1e6)

@@ -54,6 +54,9 @@ class Storage(Protocol):
     def before_apply(self, shard: int) -> None:
         """The shard's pages are about to change."""
 
+    def before_keep(self, lane: int) -> None:
+        """What is kept of the lane's residuals is about to change."""
+
     def write_checkpoint(self, owner: m.Address, state: m.CheckpointState) -> None:
         """Fix the values of this moment, write them, report."""
 
@@ -108,6 +111,10 @@ class StepReport:
     staleness_steps: int
 
 
+class ResidualsLost(Exception):
+    """A worker ended, and with it what codecs had left out of its lane's gradients: the job has to go back."""
+
+
 class ShardStatus(NamedTuple):
     """A shard now: operations that wait for it, and the LSNs of its log."""
 
@@ -122,7 +129,9 @@ def _nothing_to_replay(shard: int, data: memoryview) -> None:
 
 class Steward:
     """Runs `job` over `storage`. `copies`: every reader has parameters of its own, and a read fetches them.
-    `expected`: so many servants are waited for before the first term begins.
+    `expected`: so many servants are waited for before the first term begins. `residuals`: a bsp job's gradients go
+    through lossy codecs, so what a lane pushes depends on what was left out before: a worker that ends takes that with
+    it, and ends the run by `ResidualsLost`.
 
     `spawn` asks for one more servant; it, `watch` (now and then, for every worker), `on_report` and `on_lost` are
     called on the steward's thread, as is `on_plan`. All other threads use `call`, `stop`, `abort` and `join` alone.
@@ -135,6 +144,7 @@ class Steward:
         *,
         copies: bool,
         expected: int,
+        residuals: bool = False,
         note: Notes | None = None,
         spawn: Callable[[], None],
         replay: Callable[[int, memoryview], None] = _nothing_to_replay,
@@ -152,7 +162,11 @@ class Steward:
         self._on_plan = on_plan
         self.operations = Operations(job.shards, copies=copies)
         self.coordinator = new_coordinator(job, note)
-        self.shards = [new_shard(job, k, ShardPages(self.operations, k, replay), note) for k in range(job.shards)]
+        self.shards = [
+            new_shard(job, k, ShardPages(self.operations, k, replay, residuals=residuals), note)
+            for k in range(job.shards)
+        ]
+        self._residuals = residuals
         self.workers: dict[int, Worker] = {}
         self._arriving: set[Worker] = set()
         self._ready: list[Worker] = []
@@ -160,6 +174,7 @@ class Steward:
         self._mail: deque[tuple[m.Address, m.Message]] = deque()
         self._held: list[tuple[Worker, m.Compute]] = []
         self._filled: dict[int, tuple[int, int]] = {}  # lane -> (seq, batch) whose gradient lies in its buffers
+        self._last: dict[int, Worker] = {}  # lane -> who computed its last gradient
         self._tickets = self._nonces = self._deaths = 0
         self._newest_seq = self._newest_batch = -1
         self._stopping = self._over = False
@@ -373,7 +388,16 @@ class Steward:
 
     def _write_checkpoint(self, owner: m.Address, effect: m.WriteCheckpoint) -> None:
         assert isinstance(effect.snapshot, Operation), "a snapshot is a place in the shard's queue"
-        effect.snapshot.work = lambda: self._storage.write_checkpoint(owner, effect.state)
+        effect.snapshot.work = lambda: self._checkpoint(owner, effect.state)
+
+    def _checkpoint(self, owner: m.Address, state: m.CheckpointState) -> None:
+        """Unless a lane is ahead of the version already: then its residuals are, and the next checkpoint does it."""
+        begun = [each.seq for worker in self.workers.values() for each in worker.computing.values()]
+        ahead = any(seq >= state.step for seq in [*begun, *(seq for seq, _ in self._filled.values())])
+        if self._residuals and ahead:
+            self._checkpointed(owner, state.number, False)
+        else:
+            self._storage.write_checkpoint(owner, state)
 
     def _load(self, owner: m.Address, effect: m.Load) -> None:
         self._do(owner, self.shards[owner[1]].loaded(self._storage.load(owner, effect.number)))
@@ -437,6 +461,8 @@ class Steward:
         if worker.slot >= 0:
             self._do(m.COORDINATOR, self.coordinator.worker_lost(worker.slot, worker.nonce))
         self._on_lost(worker)
+        if self._residuals and self._newest_seq >= 0 and not (self._stopping and self.job.durability == "none"):
+            raise ResidualsLost
         self._deaths += 1
         if self._deaths > _DEATHS_MAX * self._expected:
             raise StepError(
@@ -466,6 +492,7 @@ class Steward:
         compute = worker.computing.pop(ticket)
         lane = self._lane_of(worker, compute)
         self._filled[lane] = compute.seq, compute.batch
+        self._last[lane] = worker
         place = (compute.seq + 1, worker.slot, compute.lane, compute.batch)
         self._on_report(StepReport(*place, samples, loss, time_us, worker.staleness_steps))
         self._answer(worker, compute, lane)
@@ -520,12 +547,17 @@ class Steward:
             return True
         if operation.kind == "apply" and not self.operations.copies and self._computing:
             return False  # a computation that a new term has overtaken still reads these pages
-        worker = self._executor(operation)
+        if operation.kind == "keep" and operation.shard not in self._last:
+            operation.done = True  # what is kept of this lane is all there is
+            return True
+        worker = self._last[operation.shard] if operation.kind == "keep" else self._executor(operation)
         if worker is None:
             return False
         operation.started = True
         if operation.kind == "apply":
             self._storage.before_apply(operation.shard)
+        elif operation.kind == "keep":
+            self._storage.before_keep(operation.shard)
         worker.operations[operation.number] = operation
         self._say(worker, operation.kind, operation.number, operation.shard, operation.lanes)
         return True
@@ -549,6 +581,8 @@ class Steward:
     def _can_compute(self, worker: Worker, compute: m.Compute) -> bool:
         if self._stopping or compute.seq >= self.job.steps and not self.operations.copies:
             return False
+        if self._residuals and not self.operations.idle:
+            return False  # a checkpoint under way is still to take what this computation changes
         lane = self._lane_of(worker, compute)
         if lane < 0 or any(lane == self._lane_of(w, c) for w in self.workers.values() for c in w.computing.values()):
             return False

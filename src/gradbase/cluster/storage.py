@@ -6,10 +6,12 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gradbase.cluster.operations import Logged, Update
 from gradbase.common.errors import GradbaseError, StoreError, UsageError
@@ -17,7 +19,11 @@ from gradbase.common.units import format_bytes, format_us
 from gradbase.store.checkpoint import (
     Checkpointer,
     CheckpointStats,
+    DataFile,
+    Source,
+    Tensor,
     complete_checkpoints,
+    data_file,
     pack_state,
     shard_owners,
     shard_sources,
@@ -38,10 +44,18 @@ from gradbase.store.log import (
     open_log,
     to_record,
 )
+from gradbase.store.logged import encoded_update, raw_update
 from gradbase.store.machine import messages as m
-from gradbase.store.recovery import FORMAT, MANIFEST, RAW
+from gradbase.store.recovery import FORMAT, MANIFEST
 from gradbase.store.update import Updater, UpdateRule
 
+if TYPE_CHECKING:
+    import torch
+
+    from gradbase.store.codec import Codec
+
+RESIDUALS = "residuals.safetensors"
+_RESIDUAL = -1  # the key of a lane's residuals; those of pages are their numbers
 _MTBF_US = 3600e6  # a process is lost every hour, say
 _FIXED_US = 5_000.0  # of a checkpoint, beside its bytes
 
@@ -64,6 +78,9 @@ class Volatile:
         self._events.synced(owner, lsn)
 
     def before_apply(self, shard: int) -> None:
+        pass
+
+    def before_keep(self, lane: int) -> None:
         pass
 
     def write_checkpoint(self, owner: m.Address, state: m.CheckpointState) -> None:
@@ -104,6 +121,7 @@ class Manifest:
     threads: int
     layout: Mapping[str, Any]
     rule: Mapping[str, Any]
+    codec: str = "none"
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -113,9 +131,14 @@ class Manifest:
         if data.get("format") != FORMAT:
             raise StoreError(f"{path} has format {data.get('format')!r}", f"this gradbase reads format {FORMAT}")
         try:
-            return Manifest(**{each.name: data[each.name] for each in fields(Manifest)})
+            found = {"codec": "none", **data}  # older ones do not say
+            return Manifest(**{each.name: found[each.name] for each in fields(Manifest)})
         except KeyError as error:
             raise StoreError(f"{path} does not say {error}", "restore it from a copy") from error
+
+
+def is_store(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
 
 
 def check_free(path: Path) -> None:
@@ -145,15 +168,20 @@ def resumed_directory(path: Path, wanted: Manifest) -> Manifest:
 
     Raises UsageError if there is none or it is of another job; StoreError if it cannot be read.
     """
+    found = read_manifest(path)
+    _check_same(found, replace(wanted, logging=wanted.logging or found.logging), path)
+    return found
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What the store at `path` is of. Raises UsageError if there is none; StoreError if it cannot be read."""
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise UsageError(f"there is no store at {path}", "leave --resume out to make one")
     try:
-        found = Manifest.from_json(json.loads(manifest.read_text()), manifest)
+        return Manifest.from_json(json.loads(manifest.read_text()), manifest)
     except (ValueError, OSError) as error:
         raise StoreError(f"{manifest} cannot be read: {error}", "restore it from a copy") from error
-    _check_same(found, replace(wanted, logging=wanted.logging or found.logging), path)
-    return found
 
 
 def new_store_id() -> str:
@@ -162,7 +190,7 @@ def new_store_id() -> str:
 
 def _check_same(found: Manifest, wanted: Manifest, path: Path) -> None:
     """Raise UsageError for the first thing that differs."""
-    for name in ("lanes", "consistency", "staleness_steps", "durability", "logging", "seed", "threads"):
+    for name in ("lanes", "consistency", "staleness_steps", "durability", "logging", "seed", "threads", "codec"):
         then, now = getattr(found, name), getattr(wanted, name)
         if then != now:
             option = {"lanes": "workers", "staleness_steps": "consistency"}.get(name, name)
@@ -196,7 +224,8 @@ def _write_whole(path: Path, text: str) -> None:
 class Durable:
     """Logs and checkpoints of a store, for a steward that has all shards in its process.
 
-    `gradients(shard, lane)` gives what a lane pushed to a shard as bytes, at the moment of the call.
+    `gradients(shard, lane)` gives what a lane pushed to a shard as bytes, at the moment of the call. residuals: of
+    every lane, by page, what its codecs have left out; checkpoints hold them. codecs: by page, of the gradients.
     """
 
     def __init__(
@@ -206,16 +235,19 @@ class Durable:
         updater: Updater,
         gradients: Callable[[int, int], bytes],
         disk: DiskRate,
+        residuals: Sequence[Mapping[int, torch.Tensor]] = (),
+        codecs: Mapping[int, Codec] | None = None,
     ) -> None:
         self._files = DiskFiles(path)
         self._store_id = bytes.fromhex(manifest.store_id)
-        self._updates = _Updates(gradients)
         layout, rule = Layout.from_json(manifest.layout), UpdateRule.from_json(manifest.rule)
-        self._checkpointers = _checkpointers(self._files, layout, rule, updater)
+        self._checkpointers = _checkpointers(self._files, layout, rule, updater, residuals)
+        self._updates = [_Updates(layout, k, codecs or {}, gradients) for k in range(layout.shard_count)]
         self._pages = [[page.number for page in layout.of_shard(k)] for k in range(layout.shard_count)]
         self._found = complete_checkpoints(self._files)
         self._logs: dict[m.Address, LogWriter] = {}
         self._awaited: dict[m.Address, int] = {}
+        self._writing: dict[m.Address, threading.Thread] = {}  # the last checkpoint of each
         self._lock = threading.Lock()
         self._cost_us = checkpoint_cost_us(sum(each.nbytes for each in self._checkpointers), disk)
 
@@ -252,7 +284,7 @@ class Durable:
 
     def append(self, owner: m.Address, record: m.Record) -> None:
         """Hand a record to the log's thread; what it refers to is copied first."""
-        self._logs[owner].append(to_record(record, self._updates))
+        self._logs[owner].append(to_record(record, self._updates_of(owner)))
 
     def sync(self, owner: m.Address, lsn: int) -> None:
         log = self._logs[owner]
@@ -265,6 +297,9 @@ class Durable:
         """The shard's pages are about to change: what a checkpoint still needs of them is copied."""
         self._checkpointers[shard].before_overwrite(self._pages[shard])
 
+    def before_keep(self, lane: int) -> None:
+        self._checkpointers[lane].before_overwrite([_RESIDUAL])
+
     def write_checkpoint(self, owner: m.Address, state: m.CheckpointState) -> None:
         """Fix the values of this moment; they are written by a thread."""
 
@@ -275,7 +310,7 @@ class Durable:
                 self._events.warning(f"warning: {outcome}")
             self._events.checkpoint(owner, state.number, isinstance(outcome, CheckpointStats))
 
-        self._checkpointers[owner[1]].snapshot().start(state.number, pack_state(state), done)
+        self._writing[owner] = self._checkpointers[owner[1]].snapshot().start(state.number, pack_state(state), done)
 
     def load(self, owner: m.Address, number: int | None) -> m.Loaded:
         """Put a checkpoint's values into the shard's pages (None: those are there), and read the log behind it."""
@@ -290,6 +325,9 @@ class Durable:
         self._logs[owner].truncate(lsn)
 
     def close(self) -> None:
+        """Afterwards nothing is written any more: the store can be opened again."""
+        for thread in self._writing.values():
+            thread.join()
         for log in self._logs.values():
             log.close()
 
@@ -298,7 +336,12 @@ class Durable:
 
     def _records(self, owner: m.Address, after: int | None) -> tuple[m.Record, ...]:
         reader = LogReader(self._files, _directory(owner), after=after)
-        return tuple(from_record(record, self._updates) for record in reader if record.lsn > (after or 0))
+        updates = self._updates_of(owner)
+        return tuple(from_record(record, updates) for record in reader if record.lsn > (after or 0))
+
+    def _updates_of(self, owner: m.Address) -> _Updates:
+        """The coordinator's records hold none, so it may have anybody's."""
+        return self._updates[owner[1] if owner[0] == "shard" else 0]
 
     def _durable(self, owner: m.Address, lsn: int) -> None:
         """One sync is under way at a time; groups that were written without it are no news."""
@@ -328,35 +371,62 @@ def choose_logging(costs: StepCosts, disk: DiskRate, consistency: str, nbytes: i
 
 
 class _Updates:
-    """Updates as bytes: what each lane pushed to the shard, one after the other (`recovery.replay_update`)."""
+    """Updates of a shard as bytes: what each lane pushed to it, one after the other, in the bytes of the codecs that
+    it has gone through (`store.logged`).
+    """
 
-    def __init__(self, gradients: Callable[[int, int], bytes]) -> None:
+    def __init__(
+        self, layout: Layout, shard: int, codecs: Mapping[int, Codec], gradients: Callable[[int, int], bytes]
+    ) -> None:
+        self._layout, self._shard, self._codecs = layout, shard, codecs
         self._gradients = gradients
 
-    def to_bytes(self, update: Any) -> tuple[int, tuple[bytes, ...]]:
-        assert isinstance(update, Update)
-        return RAW, tuple(self._gradients(update.shard, lane) for lane in update.lanes)
+    def to_bytes(self, update: Any) -> tuple[int, list[Any]]:
+        assert isinstance(update, Update) and update.shard == self._shard
+        pushes = [self._gradients(self._shard, lane) for lane in update.lanes]
+        return encoded_update(self._layout, self._shard, self._codecs, pushes)
 
     def from_bytes(self, codec: int, data: memoryview) -> Logged:
-        if codec != RAW:
-            raise StoreError(f"a logged update has codec {codec}", "resume with the gradbase that wrote the log")
-        return Logged(data)
+        return Logged(raw_update(self._layout, self._shard, codec, data))
 
 
-def _checkpointers(files: DiskFiles, layout: Layout, rule: UpdateRule, updater: Updater) -> list[Checkpointer]:
-    """One for every shard, with the pieces that are its own."""
+def _checkpointers(
+    files: DiskFiles,
+    layout: Layout,
+    rule: UpdateRule,
+    updater: Updater,
+    residuals: Sequence[Mapping[int, torch.Tensor]],
+) -> list[Checkpointer]:
+    """One for every shard, with the pieces that are its own, and the residuals of the lane with its number."""
     sources = shard_sources(layout, updater)
     members = shard_owners(layout.shard_count)
+    kept = [_residual_sources(layout, lane, each) for lane, each in enumerate(residuals)]
+    data_files = [*store_files(layout, rule), *([_residual_file(kept)] if any(kept) else [])]
     return [
         Checkpointer(
             files,
             members[k],
             members,
-            store_files(layout, rule),
-            [source for source in sources if layout.pages[source.key].shard == k],
+            data_files,
+            [source for source in sources if layout.pages[source.key].shard == k] + (kept[k] if any(kept) else []),
         )
         for k in range(layout.shard_count)
     ]
+
+
+def _residual_sources(layout: Layout, lane: int, residuals: Mapping[int, torch.Tensor]) -> list[Source]:
+    """All under one key: a lane's residuals change together."""
+    sources = []
+    for number, residual in residuals.items():
+        page = layout.pages[number]
+        name = f"lane-{lane:04d}/{layout.tensors[page.tensor].name}/{page.start}"
+        sources.append(Source(RESIDUALS, name, 0, residual.numpy().view(np.uint8), _RESIDUAL))
+    return sources
+
+
+def _residual_file(kept: Sequence[Sequence[Source]]) -> DataFile:
+    tensors = [Tensor(each.tensor, "float32", (len(each.memory) // 4,)) for sources in kept for each in sources]
+    return data_file(RESIDUALS, tensors)
 
 
 def _directory(owner: m.Address) -> str:

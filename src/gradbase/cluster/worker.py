@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradbase.compiled import GradientStep
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
+Complete = Callable[[nn.Parameter], None]
 _END = object()
 
 
@@ -121,6 +122,10 @@ class _own_state:
         torch.set_rng_state(self._outer)
 
 
+def _nobody(parameter: nn.Parameter) -> None:
+    """Nobody waits for this gradient alone."""
+
+
 class Figures(NamedTuple):
     """Of a worker's planned step."""
 
@@ -136,7 +141,9 @@ class Learner:
     way into a preset `.grad` would need the buffer zeroed first, and read, added to and written again.
 
     With `memory` the forward and backward pass are planned to fit into it (`gradbase.compile_gradients`), at the first
-    batch; gradients then have buffers of the process, and are copied from there when all are complete.
+    batch; gradients then have buffers of the process, and are copied from there.
+
+    Either way this happens, and `complete` is told, parameter by parameter while the backward pass still runs.
     """
 
     def __init__(self, recipe: Recipe, stream: BatchStream, memory: str | int | None = None) -> None:
@@ -144,7 +151,9 @@ class Learner:
         self._stream = stream
         self._buffers: Mapping[nn.Parameter, torch.Tensor] = {}
         self._missing: set[nn.Parameter] = set()
-        self._parameters = [p for p in recipe.model.parameters() if p.requires_grad]
+        self._complete: Complete = _nobody
+        self._named = dict(recipe.model.named_parameters())
+        self._parameters = [p for p in self._named.values() if p.requires_grad]
         self._memory = memory
         self._planned: GradientStep | None = None
         self.told: list[Any] = []  # what the steward knows of the plan
@@ -154,7 +163,7 @@ class Learner:
         """Leave the model as it was: its gradients are its own again, and no buffer is kept."""
         for hook in self._hooks:
             hook.remove()
-        self._buffers = {}
+        self._buffers, self._complete = {}, _nobody
         self._planned = None
 
     @property
@@ -179,24 +188,32 @@ class Learner:
         with contextlib.suppress(IndexError):
             self._stream.get(number)
 
-    def gradient(self, number: int, batch: Any, buffers: Mapping[nn.Parameter, torch.Tensor]) -> float:
-        """The gradient of micro-batch `number` into `buffers`, zeros where the loss does not reach; the loss."""
-        run = self._run_eagerly if self._memory is None else self._run_planned
-        return float(run(forward_seed(self._recipe.seed, number), batch, buffers))
+    def gradient(
+        self,
+        number: int,
+        batch: Any,
+        buffers: Mapping[nn.Parameter, torch.Tensor],
+        complete: Complete = _nobody,
+    ) -> float:
+        """The gradient of micro-batch `number` into `buffers`, zeros where the loss does not reach; the loss.
 
-    def _run_eagerly(
-        self, seed: int, batch: Any, buffers: Mapping[nn.Parameter, torch.Tensor]
-    ) -> torch.Tensor:
-        self._buffers = buffers
+        complete(parameter) is called as soon as that one's gradient is in its buffer.
+        """
+        self._buffers, self._complete = buffers, complete
         self._missing = set(self._parameters)
+        run = self._run_eagerly if self._memory is None else self._run_planned
+        loss = run(forward_seed(self._recipe.seed, number), batch)
+        for parameter in [p for p in self._parameters if p in self._missing]:
+            self._keep(parameter, None)
+        return float(loss)
+
+    def _run_eagerly(self, seed: int, batch: Any) -> torch.Tensor:
         torch.default_generator.manual_seed(seed)
         loss = self._recipe.loss(self._recipe.model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        for parameter in self._missing:
-            buffers[parameter].zero_()
         return loss.detach()
 
-    def _run_planned(self, seed: int, batch: Any, buffers: Mapping[nn.Parameter, torch.Tensor]) -> torch.Tensor:
+    def _run_planned(self, seed: int, batch: Any) -> torch.Tensor:
         if self._planned is None:
             from gradbase.compiled import compile_gradients
 
@@ -204,15 +221,21 @@ class Learner:
                 parameter.grad = torch.zeros_like(parameter)
             self._planned = compile_gradients(self._recipe.model, self._recipe.loss, batch, memory=self._memory)
         torch.default_generator.manual_seed(seed)
-        loss = self._planned(batch)
-        for parameter in self._parameters:
-            assert parameter.grad is not None
-            buffers[parameter].copy_(parameter.grad)
-        return loss
+        return self._planned(batch, on_ready=self._keep_named)
+
+    def _keep_named(self, names: Sequence[str]) -> None:
+        for parameter in (self._named[name] for name in names):
+            self._keep(parameter, parameter.grad)
 
     def _store(self, parameter: torch.Tensor) -> None:
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
         gradient = parameter.grad
-        self._buffers[parameter].copy_(gradient.to_dense() if gradient.is_sparse else gradient)
-        self._missing.discard(parameter)
         parameter.grad = None
+        self._keep(parameter, gradient.to_dense() if gradient.is_sparse else gradient)
+
+    def _keep(self, parameter: nn.Parameter, gradient: torch.Tensor | None) -> None:
+        """Put a gradient (None: zeros) where it belongs."""
+        buffer = self._buffers[parameter]
+        buffer.zero_() if gradient is None else buffer.copy_(gradient)
+        self._missing.discard(parameter)
+        self._complete(parameter)

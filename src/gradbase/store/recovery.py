@@ -183,10 +183,10 @@ def replay_update(updater: Updater, shard: int, data: memoryview, *, lanes: int)
         spec = layout.tensors[page.tensor]
         spans = [range(push * push_bytes + offset, push * push_bytes + offset + page.nbytes) for push in range(pushes)]
         parts = [memory[span.start : span.stop].clone().view(getattr(torch, spec.dtype)) for span in spans]
-        if updater.rule.settings(spec.name) is None:
-            updater.assign(page.number, parts[0])
-        else:
+        if updater.rule.settings(spec.name) is not None:
             updater.apply(page.number, parts, 1 / lanes)
+        elif spec.kind == "buffer":  # of a frozen parameter nothing was pushed, and anything may lie there
+            updater.assign(page.number, parts[0])
         offset += page.nbytes
 
 

@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ import pytest
 from gradbase.cluster.job import Outcome, Request
 from gradbase.cluster.local import LocalEngine, StoreChoice
 from gradbase.cluster.steward import StepReport
-from gradbase.common.errors import StepError, UsageError
+from gradbase.common.errors import DamageError, StepError, StoreError, UsageError
 from gradbase.store.machine import parse_consistency
 from tests.cluster import recipes
 
@@ -182,6 +183,20 @@ def test_a_store_logs_as_it_was_chosen_to_and_is_resumed_so(tmp_path: Path) -> N
         assert recipes.digest(again.model) == recipes.plain(3, 10)
     with pytest.raises(UsageError, match="made with logging physical, not command"):
         LocalEngine(_request(resume=True, logging="command", **kept)).run()
+
+
+def test_a_log_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    """The steward ends before it has heard of any worker; nobody waits for it."""
+    given: dict[str, Any] = {"durability": "wal", "store": tmp_path / "store", "logging": "physical"}
+    LocalEngine(_request(steps=4, workers=2, **given)).run()
+    for path in (tmp_path / "store" / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    for segment in (tmp_path / "store" / "log" / "0").glob("*.log"):
+        data = bytearray(segment.read_bytes())
+        data[len(data) // 3] ^= 0xFF
+        segment.write_bytes(data)
+    with pytest.raises((DamageError, StoreError)):
+        LocalEngine(_request(steps=8, workers=2, resume=True, **given)).run()
 
 
 def test_the_model_is_its_owners_again() -> None:

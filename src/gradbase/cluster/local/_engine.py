@@ -17,14 +17,15 @@ from typing import Any, Protocol
 import torch
 
 from gradbase.cluster.channel import Channel
-from gradbase.cluster.job import STEPS_UNKNOWN, Outcome, Request
+from gradbase.cluster.codecs import parse_codecs
+from gradbase.cluster.job import STEPS_UNKNOWN, CodecChoice, Outcome, Request, Traffic
 from gradbase.cluster.local._choice import StoreChoice, measured_choice
 from gradbase.cluster.local._fork import ForkServer
 from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.local._task import Task, equip
 from gradbase.cluster.servant import serve
-from gradbase.cluster.steward import ShardStatus, StepReport, Steward, Storage, Worker
+from gradbase.cluster.steward import ResidualsLost, ShardStatus, StepReport, Steward, Storage, Worker
 from gradbase.cluster.storage import (
     Durable,
     Manifest,
@@ -32,12 +33,15 @@ from gradbase.cluster.storage import (
     check_free,
     choose_logging,
     disk_of,
+    is_store,
     make_directory,
     new_store_id,
+    read_manifest,
     resumed_directory,
 )
 from gradbase.cluster.worker import BatchStream, Learner, Recipe
-from gradbase.common.errors import UsageError
+from gradbase.common.errors import StepError, UsageError
+from gradbase.store.codec import choose, measure_speeds
 from gradbase.store.files import DiskRate
 from gradbase.store.layout import Layout, lay_out, specs_of_model
 from gradbase.store.log import SchemeChoice, StepCosts
@@ -46,14 +50,15 @@ from gradbase.store.machine.consistency import Logging
 from gradbase.store.update import rule_of
 
 _STOPPED_S = 2.0  # a process that is stopped (SIGSTOP) while it has work is ended after this long
+_IN_VAIN_MAX = 3  # so often a run is gone back with that comes no further than the one before
 _IDLE_S = 120.0  # likewise one that gets no processor time at all: its input hangs, or a lock
 
 
 class LocalEngine:
     """Runs one job. `on_report` is called for every gradient, `on_lost` for every worker that ended,
     `on_plan` when a worker's plan, or the peak it measured, is new, `note` with what
-    the machines note for `store.machine.history`; all on another thread. `on_store` is called on the caller's, once
-    it is known how a store is kept.
+    the machines note for `store.machine.history`; all on another thread. `on_store` and `on_codec` are called on the
+    caller's, once it is known how a store is kept, and which codec gradients go through where there is a choice.
     """
 
     def __init__(
@@ -65,25 +70,51 @@ class LocalEngine:
         on_warning: Callable[[str], None] = lambda text: None,
         on_store: Callable[[StoreChoice], None] = lambda choice: None,
         on_plan: Callable[[Worker], None] = lambda worker: None,
+        on_codec: Callable[[CodecChoice], None] = lambda choice: None,
         note: Notes | None = None,
     ) -> None:
         self._request, self._note = request, note
         self._on_report, self._on_lost, self._on_warning = on_report, on_lost, on_warning
-        self._on_store, self._on_plan = on_store, on_plan
+        self._on_store, self._on_plan, self._on_codec = on_store, on_plan, on_codec
         self._steward: Steward | None = None
         self._layout: Layout | None = None
         self._stop_asked = False
         self._lost_count = 0
+        self._launched: Launcher | None = None
+        self._chosen: str | None = None
+        self._traffic = Traffic()  # of runs that were gone back with
 
     def run(self) -> Outcome:
         """Train. Raises UsageError or StoreError for what cannot be run, StepError when a worker's recipe fails."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._request.threads)
         try:
-            with contextlib.ExitStack() as closing:
-                return self._run(closing)
+            return self._run_until_done()
         finally:
             torch.set_num_threads(threads)
+
+    def _run_until_done(self) -> Outcome:
+        """Run, and again from what was kept whenever a worker took with it what a codec had left out."""
+        request, furthest, in_vain = self._request, 0, 0
+        while True:
+            try:
+                with contextlib.ExitStack() as closing:
+                    return self._run(request, closing)
+            except ResidualsLost:
+                assert self._launched is not None
+                self._traffic = self._traffic.plus(self._launched.all_traffic)
+                steps = self._steward.steps_done if self._steward is not None else 0
+                in_vain = 0 if steps > furthest else in_vain + 1
+                furthest = max(steps, furthest)
+                if in_vain > _IN_VAIN_MAX:
+                    raise StepError(
+                        f"workers end again and again at step {furthest + 1}, and no step was completed in between",
+                        "look for what kills them: the system's log names those killed for want of memory",
+                    ) from None
+                request = replace(self._request, resume=request.store is not None and is_store(request.store))
+                place = "the newest checkpoint" if request.resume else "the beginning"
+                what = "a worker ended, and with it what the codec had left out of its gradients"
+                self._on_warning(f"warning: {what}; the job goes on from {place}")
 
     def stop(self) -> None:
         """Stop after the step at work; may be called by a signal handler, and more than once."""
@@ -102,16 +133,39 @@ class LocalEngine:
             return []
         return list(zip(self._steward.status(), self._layout.home_nbytes, strict=True))
 
-    def _run(self, closing: contextlib.ExitStack) -> Outcome:
-        request = self._request
+    def traffic(self) -> dict[int, Traffic]:
+        """Of every worker that shares no memory with the caller; where `processes` may be called."""
+        if self._steward is None or self._launched is None:
+            return {}
+        found = {slot: self._launched.traffic(worker) for slot, worker in self._steward.workers.items()}
+        return {slot: each for slot, each in found.items() if each is not None}
+
+    def _run(self, request: Request, closing: contextlib.ExitStack) -> Outcome:
         if request.store is not None and not request.resume:
             check_free(request.store)
-        launcher = self._launcher(closing)
+        launcher = self._launched = self._launcher(closing)
         recipe = request.build()
         rule = rule_of(recipe.optimizer, recipe.model)
         layout = lay_out(specs_of_model(recipe.model, costs=rule.costs()), request.lane_count)
         self._layout = layout
-        where = Map(layout, rule, request.lane_count)
+        codec = self._codec(request, launcher, layout.slab_nbytes)
+        task = Task(
+            request.build,
+            layout.to_json(),
+            rule.to_json(),
+            request.lane_count,
+            request.shared,
+            request.threads,
+            request.memory,
+            codec,
+        )
+        where = task.map()
+        if where.residual_pages and request.logging == "physical":
+            raise UsageError(
+                f"the log of a bsp job whose gradients go through {codec} cannot be physical: what a codec leaves out "
+                "comes back only where gradients are computed again",
+                'choose logging="command"',
+            )
         slab = Slab.create(where.nbytes)
         closing.callback(slab.close)
         pages = SharedPages(slab, where)
@@ -119,7 +173,7 @@ class LocalEngine:
         steps = self._steps(recipe)
         learner, memory = equip(recipe, slab, where, shared=request.shared, budget=request.memory)
         closing.callback(learner.close)
-        storage, logging = self._storage(recipe.seed, where, pages, learner, memory)
+        storage, logging = self._storage(request, _manifest(request, recipe.seed, where, codec), pages, learner, memory)
         job = replace(request, logging=logging).job(steps, recipe.seed)
         steward = Steward(
             job,
@@ -127,6 +181,7 @@ class LocalEngine:
             replay=pages.replay,
             on_warning=self._on_warning,
             copies=not request.shared,
+            residuals=bool(where.residual_pages),
             expected=request.workers,
             note=self._note,
             spawn=launcher.spawn,
@@ -137,18 +192,36 @@ class LocalEngine:
         )
         closing.callback(steward.abort)
         self._steward = steward
-        fixed = (layout.to_json(), rule.to_json(), job.lanes)
-        task = Task(request.build, *fixed, request.shared, request.threads, request.memory)
         launcher.launch(task, steward, slab, where)
         ours, theirs = Channel.pair()
-        steward.call(lambda: steward.admit(theirs))
+        steward.admit(theirs)  # so that it is told of the end, even if the machines cannot be opened
         steward.start()
         if self._stop_asked:
             steward.stop()
         serve(ours, learner, memory)
         steward.join()
         _take_values(recipe, pages, where)
-        return Outcome(recipe.model, steward.steps_done, self._stop_asked, self._lost_count, slab.nbytes)
+        done, traffic = steward.steps_done, self._traffic.plus(launcher.all_traffic)
+        return Outcome(recipe.model, done, self._stop_asked, self._lost_count, slab.nbytes, codec, traffic)
+
+    def _codec(self, request: Request, launcher: Launcher, nbytes: int) -> str:
+        """What gradients go through: as asked for, as the store was made, or by what the link is measured to do."""
+        if self._chosen is not None:
+            return self._chosen  # in the run that was gone back with
+        if request.codec is not None:
+            choice = CodecChoice(str(parse_codecs(request.codec)), "as asked for")
+        elif request.resume and request.store is not None:
+            choice = CodecChoice(read_manifest(request.store).codec, "as the store was made")
+        else:
+            link = launcher.link_bytes_per_s()
+            if link is None:
+                self._chosen = "none"
+                return self._chosen
+            found = choose(nbytes, link, measure_speeds())
+            choice = CodecChoice(str(found.codec), found.reason)
+        self._chosen = choice.codec
+        self._on_codec(choice)
+        return choice.codec
 
     def _steps(self, recipe: Recipe) -> int:
         request = self._request
@@ -165,32 +238,33 @@ class LocalEngine:
         return STEPS_UNKNOWN
 
     def _storage(
-        self, seed: int, where: Map, pages: SharedPages, learner: Learner, memory: LocalMemory
+        self, request: Request, wanted: Manifest, pages: SharedPages, learner: Learner, memory: LocalMemory
     ) -> tuple[Storage, Logging | None]:
         """What the job's durability asks for, and the scheme it logs with."""
-        request = self._request
         if request.store is None:
             return Volatile(), request.logging
-        wanted = _manifest(request, seed, where)
         if request.resume:
             manifest = resumed_directory(request.store, wanted)
             disk, reason = disk_of(request.store), f"{manifest.logging}: as the store was made"
         else:
             disk = disk_of(request.store)
-            choice = self._choice(where, pages, learner, memory, disk)
+            choice = self._choice(pages, learner, memory, disk)
             manifest, reason = make_directory(request.store, replace(wanted, logging=choice.scheme)), choice.reason
-        storage = Durable(request.store, manifest, pages.updater, pages.pushed_bytes, disk)
+        residuals = [pages.residuals(lane) for lane in range(pages.map.lanes)]
+        storage = Durable(request.store, manifest, pages.updater, pages.pushed_bytes, disk, residuals, pages.map.codecs)
         logged = (manifest.logging, reason) if request.durability == "wal" else (None, None)
         self._on_store(StoreChoice(*logged, storage.checkpoint_interval_s * 1e6, storage.checkpoint_reason))
         return storage, "command" if manifest.logging == "command" else "physical"
 
     def _choice(
-        self, where: Map, pages: SharedPages, learner: Learner, memory: LocalMemory, disk: DiskRate
+        self, pages: SharedPages, learner: Learner, memory: LocalMemory, disk: DiskRate
     ) -> SchemeChoice:
         """The scheme of a new store: as asked for, or measured where both can be had and one is used."""
-        request = self._request
+        request, where = self._request, pages.map
         if request.logging is not None:
             return SchemeChoice(request.logging, 0.0, 0.0, f"{request.logging}: as asked for")
+        if where.residual_pages:
+            return SchemeChoice("command", 0.0, 0.0, "command: computing again brings back what the codec left out")
         if request.consistency == "bsp" and request.durability == "wal":
             return measured_choice(learner, memory, pages, where, workers=request.workers, disk=disk)
         costs = StepCosts(1.0, where.layout.slab_nbytes, 0.0, 0.0)
@@ -216,6 +290,16 @@ class Launcher(Protocol):
 
     def lost(self, worker: Worker) -> None:
         """This one is out. When this returns, nothing it sends any more has an effect."""
+
+    def link_bytes_per_s(self) -> float | None:
+        """Of the slowest link to a worker, measured; before `launch`. None if all of them reach the slab."""
+
+    def traffic(self, worker: Worker) -> Traffic | None:
+        """Of one worker; None if it shares memory with the caller."""
+
+    @property
+    def all_traffic(self) -> Traffic:
+        """Of all there were."""
 
 
 class _Forks:
@@ -245,6 +329,16 @@ class _Forks:
     def lost(self, worker: Worker) -> None:
         """Its process has ended, so there is nothing to fence."""
 
+    def link_bytes_per_s(self) -> None:
+        """They share the slab: nothing is sent."""
+
+    def traffic(self, worker: Worker) -> None:
+        """Likewise."""
+
+    @property
+    def all_traffic(self) -> Traffic:
+        return Traffic()
+
     def _hear(self, verb: str, *rest: Any) -> None:
         if verb == "ready":
             for _ in range(self._count):
@@ -256,7 +350,7 @@ class _Forks:
             raise rest[0]
 
 
-def _manifest(request: Request, seed: int, where: Map) -> Manifest:
+def _manifest(request: Request, seed: int, where: Map, codec: str) -> Manifest:
     """Of the store that the job makes, or that it goes on with."""
     return Manifest(
         new_store_id(),
@@ -269,6 +363,7 @@ def _manifest(request: Request, seed: int, where: Map) -> Manifest:
         request.threads,
         where.layout.to_json(),
         where.rule.to_json(),
+        codec,
     )
 
 

@@ -5,6 +5,7 @@
     values, state, steps    what an `Updater` works on; the models of all processes are views of the values (bsp)
     pushes      as much room as the values for every lane: its gradients, and the buffers (batch norm) as it left them
     undo        a frame for every shard, as large as its largest page with its state
+    residuals   for every lane, what codecs had left out of its gradients when the last checkpoint was taken (bsp)
 
 A page is updated in three moves: it is copied to the shard's frame, its number is written, it is changed in place.
 Who takes over from a dead process finds in the record how many pages are done, and puts the frame back if the next
@@ -20,7 +21,9 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from gradbase.cluster.codecs import Feedback
 from gradbase.cluster.local._slab import Slab
+from gradbase.store.codec import Codec
 from gradbase.store.layout import Layout, Page
 from gradbase.store.recovery import replay_update
 from gradbase.store.update import Updater, UpdateRule, memory_plan
@@ -31,10 +34,23 @@ _OPERATION, _DONE, _SAVED, _STEPS = range(4)
 
 
 class Map:
-    """Byte offsets of the slab's parts: a function of the layout, the update rule and the number of lanes."""
+    """Byte offsets of the slab's parts: a function of the layout, the update rule, the number of lanes, and `codecs`.
 
-    def __init__(self, layout: Layout, rule: UpdateRule, lanes: int) -> None:
+    codecs: by page, of gradients that do not go as they are. residuals: whether there is room for what they leave out.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        rule: UpdateRule,
+        lanes: int,
+        codecs: Mapping[int, Codec] | None = None,
+        *,
+        residuals: bool = False,
+    ) -> None:
         self.layout, self.rule, self.lanes = layout, rule, lanes
+        self.codecs = dict(codecs or {})
+        self.residual_pages = sorted(self.codecs) if residuals else []
         self.parts: dict[str, tuple[int, int]] = {}
         end = _up(_RECORD_BYTES * (1 + layout.shard_count))
         for key, nbytes in memory_plan(layout, rule).items():
@@ -58,9 +74,25 @@ class Map:
         kinds = 1 + len(self.rule.all_state_keys)
         return _up(kinds * max((_up(page.nbytes) for page in self.layout.pages), default=0))
 
+    def residual(self, lane: int, number: int) -> int:
+        """Where a page's residual is, float32; of `residual_pages` only."""
+        return self.frame(self.layout.shard_count) + lane * self._residual_nbytes + self._residual_places[number]
+
+    @cached_property
+    def _residual_places(self) -> dict[int, int]:
+        places, end = {}, 0
+        for number in self.residual_pages:
+            places[number] = end
+            end += _RECORD_BYTES * -(-4 * self.layout.pages[number].numel // _RECORD_BYTES)
+        return places
+
+    @cached_property
+    def _residual_nbytes(self) -> int:
+        return _up(sum(4 * self.layout.pages[number].numel + _RECORD_BYTES for number in self.residual_pages))
+
     @property
     def nbytes(self) -> int:
-        return self.frame(self.layout.shard_count)
+        return self.frame(self.layout.shard_count) + self.lanes * self._residual_nbytes
 
 
 class SharedPages:
@@ -68,7 +100,7 @@ class SharedPages:
 
     def __init__(self, slab: Slab, where: Map, crash: Callable[[str], None] | None = None) -> None:
         self._slab = slab
-        self._map = where
+        self.map = where
         self._crash = crash or (lambda place: None)
         memory = {key: slab.tensor(offset, torch.uint8, nbytes) for key, (offset, nbytes) in where.parts.items()}
         self.updater = Updater(where.layout, where.rule, memory)
@@ -80,8 +112,8 @@ class SharedPages:
 
     def tensor(self, base: int, name: str) -> torch.Tensor:
         """A whole tensor of the layout, in the model's shape and strides, in the part that starts at `base`."""
-        spec = self._map.layout.spec(name)
-        pages = self._map.layout.of_tensor(name)
+        spec = self.map.layout.spec(name)
+        pages = self.map.layout.of_tensor(name)
         flat = self._slab.tensor(base + (pages[0].offset if pages else 0), getattr(torch, spec.dtype), spec.numel)
         return flat.view(spec.shape) if spec.stride is None else flat.as_strided(spec.shape, spec.stride)
 
@@ -89,7 +121,7 @@ class SharedPages:
         """A page, [numel], in the part that starts at `base`."""
         offset = base + page.offset
         if offset not in self._pages:
-            dtype = getattr(torch, self._map.layout.tensors[page.tensor].dtype)
+            dtype = getattr(torch, self.map.layout.tensors[page.tensor].dtype)
             self._pages[offset] = self._slab.tensor(offset, dtype, page.numel)
         return self._pages[offset]
 
@@ -102,14 +134,14 @@ class SharedPages:
         if record[_OPERATION] != operation:
             record[_DONE] = record[_SAVED] = 0
             record[_OPERATION] = operation
-        pages = self._map.layout.of_shard(shard)
+        pages = self.map.layout.of_shard(shard)
         if record[_SAVED] == record[_DONE] + 1:
             self._restore(shard, pages[record[_DONE]], record[_STEPS])
         for index in range(record[_DONE], len(pages)):
             record[_STEPS] = self._save(shard, pages[index])
             record[_SAVED] = index + 1
             self._crash("saved")
-            self._update(pages[index], [self.page(self._map.pushes(lane), pages[index]) for lane in lanes])
+            self._update(pages[index], [self.page(self.map.pushes(lane), pages[index]) for lane in lanes])
             self._crash("changed")
             record[_DONE] = index + 1
 
@@ -120,17 +152,25 @@ class SharedPages:
 
     def pushed_bytes(self, shard: int, lane: int) -> bytes:
         """A copy of what a lane pushed to a shard: its pages, one after the other."""
-        pages = self._map.layout.of_shard(shard)
-        return b"".join(_bytes_of(self.page(self._map.pushes(lane), page)) for page in pages)
+        pages = self.map.layout.of_shard(shard)
+        return b"".join(_bytes_of(self.page(self.map.pushes(lane), page)) for page in pages)
+
+    def residuals(self, lane: int) -> dict[int, torch.Tensor]:
+        """What is kept of a lane, by page: float32 [numel], in the slab."""
+        pages = self.map.layout.pages
+        return {
+            number: self._slab.tensor(self.map.residual(lane, number), torch.float32, pages[number].numel)
+            for number in self.map.residual_pages
+        }
 
     def replay(self, shard: int, data: memoryview) -> None:
         """Update a shard's pages with what `pushed_bytes` gave for each lane."""
-        replay_update(self.updater, shard, data, lanes=self._map.lanes)
+        replay_update(self.updater, shard, data, lanes=self.map.lanes)
 
     def _update(self, page: Page, pushed: list[torch.Tensor]) -> None:
-        spec = self._map.layout.tensors[page.tensor]
-        if self._map.rule.settings(spec.name) is not None:
-            self.updater.apply(page.number, pushed, 1 / self._map.lanes)
+        spec = self.map.layout.tensors[page.tensor]
+        if self.map.rule.settings(spec.name) is not None:
+            self.updater.apply(page.number, pushed, 1 / self.map.lanes)
         elif spec.kind == "buffer":
             self.updater.assign(page.number, pushed[0])
 
@@ -171,6 +211,7 @@ class LocalMemory:
         self._stored = {name: pages.tensor(where.values, name) for name in self._model_buffers}
         self._own: dict[str, torch.Tensor] = {}
         self._lanes: dict[int, dict[nn.Parameter, torch.Tensor]] = {}
+        self._feedback = Feedback(where.codecs, pages.residuals)
         for parameter, name in self._parameters.items():
             parameter.data = pages.tensor(where.values, name) if shared else self._copy(name)
         if not shared:
@@ -190,6 +231,12 @@ class LocalMemory:
             for name, buffer in self._model_buffers.items():
                 buffer.copy_(self._stored[name])
 
+    def complete(self, lane: int, parameter: nn.Parameter) -> None:
+        """The gradient is pushed as it lies there, or as its codec would have let it arrive."""
+        for page in self._map.layout.of_tensor(self._parameters[parameter]):
+            if page.number in self._map.codecs:
+                self._feedback.squeeze(lane, page.number, self._pages.page(self._map.pushes(lane), page))
+
     def after(self, lane: int) -> None:
         """Push the model's buffers as the forward pass left them."""
         for name, buffer in self._model_buffers.items():
@@ -203,6 +250,11 @@ class LocalMemory:
         for page in self._map.layout.of_shard(shard):
             own = self._own[self._map.layout.tensors[page.tensor].name]
             own[page.start : page.start + page.numel].copy_(self._pages.page(self._map.values, page))
+
+    def keep(self, lane: int) -> None:
+        kept = self._pages.residuals(lane)
+        for number, residual in self._feedback.of_lane(lane).state().items():
+            kept[number].copy_(residual)
 
     def _copy(self, name: str) -> torch.Tensor:
         """A tensor of this process alone; its elements in memory order are kept for `fetch`."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gradbase.cluster.channel import Channel
+from gradbase.cluster.codecs import parse_codecs
 from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.servant import serve
@@ -30,7 +31,12 @@ class Task:
     shared: bool
     threads: int
     memory: str | int | None = None
+    codec: str = "none"
     recipe: Recipe | None = field(default=None, repr=False)
+
+    def map(self) -> Map:
+        layout, rule = Layout.from_json(self.layout), UpdateRule.from_json(self.rule)
+        return Map(layout, rule, self.lanes, parse_codecs(self.codec).of_pages(layout, rule), residuals=self.shared)
 
     def warm(self) -> None:
         """In the fork server, once: so that a fork has torch, the recipe and the model."""
@@ -42,7 +48,7 @@ class Task:
         channel = Channel.of_descriptor(fds[0])
         try:
             assert self.recipe is not None
-            where = Map(Layout.from_json(self.layout), UpdateRule.from_json(self.rule), self.lanes)
+            where = self.map()
             slab = Slab(fds[1])
             serve(channel, *equip(self.recipe, slab, where, shared=self.shared, budget=self.memory))
         except GradbaseError as error:

@@ -16,8 +16,6 @@ from gradbase.cluster.ray._remote import RemoteMemory
 from gradbase.cluster.servant import Memory, serve
 from gradbase.cluster.worker import BatchStream, Learner, Recipe
 from gradbase.common.errors import GradbaseError
-from gradbase.store.layout import Layout
-from gradbase.store.update import UpdateRule
 from gradbase.store.wire import TimedStream, connect, dial, introduce, parse_address
 
 _HANDSHAKE_S = 5.0
@@ -48,7 +46,7 @@ class Servant:
         torch.set_num_threads(1)  # as in the fork server, so that the same values come out
         recipe = task.build()
         torch.set_num_threads(task.threads)
-        where = Map(Layout.from_json(task.layout), UpdateRule.from_json(task.rule), task.lanes)
+        where = task.map()
         number = secrets.randbits(62)
         sock = dial(parse_address(home.commands), _HANDSHAKE_S)
         introduce(TimedStream(sock, _HANDSHAKE_S), home.token.encode())

@@ -19,12 +19,14 @@ from collections.abc import Callable
 from typing import Any
 
 from gradbase.cluster.channel import Channel
-from gradbase.cluster.job import Request
+from gradbase.cluster.job import CodecChoice, Outcome, Request, Traffic
 from gradbase.cluster.local import Launcher, LocalEngine, Map, SharedPages, Slab, StoreChoice, Task
 from gradbase.cluster.ray._actor import Home, Servant
+from gradbase.cluster.ray._link import LinkProbe, pull_probe
 from gradbase.cluster.ray._remote import PageServer
 from gradbase.cluster.steward import StepReport, Steward, Worker
 from gradbase.common.errors import StepError, StoreError, UsageError
+from gradbase.store.machine import Notes
 from gradbase.store.wire import Address, Listener, TimedStream, greet, listen, new_token
 
 _HANDSHAKE_S = 5.0
@@ -47,6 +49,8 @@ class RayEngine(LocalEngine):
         on_warning: Callable[[str], None] = lambda text: None,
         on_store: Callable[[StoreChoice], None] = lambda choice: None,
         on_plan: Callable[[Worker], None] = lambda worker: None,
+        on_codec: Callable[[CodecChoice], None] = lambda choice: None,
+        note: Notes | None = None,
     ) -> None:
         _imported_ray()
         super().__init__(
@@ -56,8 +60,15 @@ class RayEngine(LocalEngine):
             on_warning=on_warning,
             on_store=on_store,
             on_plan=on_plan,
+            on_codec=on_codec,
+            note=note,
         )
         self._address, self._wire = address, wire
+
+    def _run_until_done(self) -> Outcome:
+        with contextlib.ExitStack() as closing:
+            _connect(_imported_ray(), self._request, self._address, closing)
+            return super()._run_until_done()
 
     def _launcher(self, closing: contextlib.ExitStack) -> Launcher:
         return _Actors(self._request, self._address, self._wire, closing)
@@ -71,7 +82,7 @@ class _Actors:
         self._request, self._wire, self._closing = request, wire, closing
         self._token = new_token()
         self._over = False
-        _connect(self._ray, request, address, closing)
+        self._server: PageServer | None = None
         self._host = "127.0.0.1" if address is None else self._ray.util.get_node_ip_address()
 
     def launch(self, task: Task, steward: Steward, slab: Slab, where: Map) -> None:
@@ -98,7 +109,36 @@ class _Actors:
         """Ray restarts an actor whose process has ended, and repeats its call."""
 
     def lost(self, worker: Worker) -> None:
+        assert self._server is not None, "actors call after the launch"
         self._server.fence(worker.number)
+
+    def link_bytes_per_s(self) -> float | None:
+        """To every other host, or to an actor that is kept off the slab; a task there receives some megabytes."""
+        nodes = self._far_nodes()
+        if self._request.workers == 1 or not nodes:
+            return None
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        probe = LinkProbe()
+        with Listener(Address(self._host), self._token, probe.serve) as listener:
+            for node in nodes:
+                where = NodeAffinitySchedulingStrategy(node, soft=False)
+                there = self._ray.remote(pull_probe).options(num_cpus=0, scheduling_strategy=where)
+                self._ray.get(there.remote(list(sys.path), str(listener.address), self._token))
+        return probe.slowest_bytes_per_s
+
+    def _far_nodes(self) -> list[str]:
+        """Nodes whose actors will not reach the slab."""
+        live = [node for node in self._ray.nodes() if node["Alive"]]
+        here = self._ray.get_runtime_context().get_node_id()
+        return [node["NodeID"] for node in live if self._wire or node["NodeID"] != here]
+
+    def traffic(self, worker: Worker) -> Traffic | None:
+        return None if self._server is None else self._server.traffic(worker.number)
+
+    @property
+    def all_traffic(self) -> Traffic:
+        return Traffic() if self._server is None else self._server.all_traffic
 
     def _wait(self, serving: list[Any], steward: Steward) -> None:
         """A call that ends before the job does, other than by a death that Ray mends, is a failure."""

@@ -1,7 +1,10 @@
 """Pages for a worker on another host: values come and gradients go over the store's wire.
 
-    servant -> a shard    Pull(session=number)          values of the shard's pages, as PullReply
-                          Push(session=number, lane)    gradients of the shard's pages, answered by PushReply
+    servant -> caller    Pull(session=number) to a shard       values of the shard's pages, as PullReply
+                         Pull(session=number) to a worker      what is kept of the residuals of the lane with its number
+                         Push(session=number, lane, parts=0)   gradients of some pages, encoded; more follow
+                         Push(session=number, lane, parts=1)   the last ones, and buffers; answered by PushReply
+                         Push(session=number) to a worker      residuals of that lane, to be kept; answered by PushReply
 
 `number` is the servant's own; once it is fenced nothing that it sends gets into the slab.
 """
@@ -15,10 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradbase.cluster.codecs import Feedback
+from gradbase.cluster.job import Traffic
 from gradbase.cluster.local import Map, SharedPages
+from gradbase.cluster.ray._outbox import Outbox
 from gradbase.common.errors import StoreError
+from gradbase.store.codec import Codec, decode, encode
 from gradbase.store.layout import Page
-from gradbase.store.machine.messages import Pull, PullReply, Push, PushReply
+from gradbase.store.machine.messages import Address, Pull, PullReply, Push, PushReply
 from gradbase.store.wire import Block, Connection
 
 
@@ -27,7 +34,9 @@ class PageServer:
 
     def __init__(self, pages: SharedPages, where: Map) -> None:
         self._pages, self._map = pages, where
+        self._pushed = pushed_pages(where)
         self._fenced: set[int] = set()
+        self._traffic: dict[int, Traffic] = {}
         self._lock = threading.Lock()
 
     def fence(self, number: int) -> None:
@@ -35,38 +44,82 @@ class PageServer:
         with self._lock:
             self._fenced.add(number)
 
+    def traffic(self, number: int) -> Traffic | None:
+        """Bytes of one servant, None if it has not called for pages."""
+        return self._traffic.get(number)
+
+    @property
+    def all_traffic(self) -> Traffic:
+        """Of all servants that ever called."""
+        total = Traffic()
+        for each in list(self._traffic.values()):
+            total = total.plus(each)
+        return total
+
     def serve(self, connection: Connection) -> None:
+        arrived: set[int] = set()  # pages of the push under way
         while (letter := connection.receive()) is not None:
-            message, shard = letter.message, self._checked(letter.to[1], self._map.layout.shard_count)
+            message, to = letter.message, letter.to
             if isinstance(message, Pull):
-                connection.send(PullReply(0, message.session, shard, 0, (), self._values(shard), 0))
+                blocks = self._values(to)
+                self._count(message.session, pulled_nbytes=_nbytes(blocks))
+                connection.send(PullReply(0, message.session, to[1], 0, (), blocks, 0))
             elif isinstance(message, Push):
-                self._keep(shard, message)
-                connection.send(PushReply(0, message.session, shard, 0, message.lane, 0, True, 0))
+                self._take(message, to, arrived)
+                if message.parts:
+                    connection.send(PushReply(0, message.session, to[1], 0, message.lane, 0, True, 0))
             else:
                 raise StoreError(f"a servant sent {type(message).__name__}", "run the same gradbase on all hosts")
 
-    def _values(self, shard: int) -> tuple[Block, ...]:
+    def _values(self, of: Address) -> tuple[Block, ...]:
+        kind, number = of
+        if kind == "worker":
+            kept = self._pages.residuals(self._checked(number, self._map.lanes))
+            return tuple(Block(page, b"", _bytes_of(residual)) for page, residual in kept.items())
+        shard = self._checked(number, self._map.layout.shard_count)
         return tuple(
             Block(page.number, b"", _bytes_of(self._pages.page(self._map.values, page)))
             for page in self._map.layout.of_shard(shard)
         )
 
-    def _keep(self, shard: int, message: Push) -> None:
-        """Put what was pushed into the lane's buffers, unless the servant is out by now."""
-        base = self._map.pushes(self._checked(message.lane, self._map.lanes))
-        pages = self._map.layout.of_shard(shard)
+    def _take(self, message: Push, to: Address, arrived: set[int]) -> None:
+        """Put what was pushed where it belongs, unless the servant is out by now."""
         assert isinstance(message.payload, tuple)
-        if len(message.payload) != len(pages):
-            raise StoreError(f"{len(message.payload)} pages were pushed to shard {shard}, which has {len(pages)}")
+        lane = self._checked(to[1] if to[0] == "worker" else message.lane, self._map.lanes)
+        kept = self._pages.residuals(lane) if to[0] == "worker" else None
         with self._lock:
             if message.session in self._fenced:
                 raise StoreError("a servant that was given up pushed", "it is to call again as a new one")
-            for page, block in zip(pages, message.payload, strict=True):
-                if block.key != page.number or len(block.body) != page.nbytes:
-                    problem = f"page {block.key} of {len(block.body)} bytes was pushed in place of {page.number}"
-                    raise StoreError(problem, "run the same gradbase on all hosts")
-                _bytes_of(self._pages.page(base, page))[:] = block.body
+            for block in message.payload:
+                self._put(block, self._home(block.key, lane, kept))
+        if kept is None:
+            arrived.update(block.key for block in message.payload)
+            raw_nbytes = sum(self._map.layout.pages[block.key].nbytes for block in message.payload)
+            self._count(message.session, pushed_nbytes=_nbytes(message.payload), gradient_nbytes=raw_nbytes)
+            if message.parts:
+                self._check_whole(arrived)
+        else:
+            self._count(message.session, pushed_nbytes=_nbytes(message.payload))
+
+    def _home(self, number: int, lane: int, kept: Mapping[int, torch.Tensor] | None) -> torch.Tensor:
+        """Where a page that was pushed goes: to the lane's gradients, or its residuals."""
+        if number not in (self._pushed if kept is None else kept):
+            raise StoreError(f"page {number} was pushed, which is not trained", "run the same gradbase on all hosts")
+        if kept is not None:
+            return kept[number]
+        return self._pages.page(self._map.pushes(lane), self._map.layout.pages[number])
+
+    def _put(self, block: Block, home: torch.Tensor) -> None:
+        decode((block.head, block.body), home.numel(), home.dtype, out=home)
+
+    def _check_whole(self, arrived: set[int]) -> None:
+        if arrived != self._pushed:
+            problem = f"{len(arrived)} pages were pushed of {len(self._pushed)}"
+            raise StoreError(problem, "run the same gradbase on all hosts")
+        arrived.clear()
+
+    def _count(self, number: int, **nbytes: int) -> None:
+        self._traffic[number] = self._traffic.get(number, Traffic()).plus(Traffic(**nbytes))
 
     def _checked(self, number: int, count: int) -> int:
         if not 0 <= number < count:
@@ -75,7 +128,11 @@ class PageServer:
 
 
 class RemoteMemory:
-    """A servant's model in memory of its own. `shared`: under bsp, values are pulled whole before every step."""
+    """A servant's model in memory of its own. `shared`: under bsp, values are pulled whole before every step.
+
+    Gradients are encoded and sent by a thread while the backward pass goes on, of those that are complete the ones
+    first that the next step needs first.
+    """
 
     can_apply = False
 
@@ -83,11 +140,18 @@ class RemoteMemory:
         self._map, self._connection, self._number, self._shared = where, connection, number, shared
         self._values = bytearray(where.layout.slab_nbytes)
         self._pushes = bytearray(where.layout.slab_nbytes)
+        self._feedback = Feedback(where.codecs, self._kept)
+        self._outbox = Outbox(self._send)
+        self._lane = 0
+        pushed = pushed_pages(where)
         names = {name: spec.name for spec in where.layout.tensors for name in (spec.name, *spec.aliases)}
         self._gradients: dict[nn.Parameter, torch.Tensor] = {}
+        self._pages: dict[nn.Parameter, list[int]] = {}
         for name, parameter in model.named_parameters():
             parameter.data = _tensor(where, self._values, names[name])
             self._gradients[parameter] = _tensor(where, self._pushes, names[name])
+            numbers = [page.number for page in where.layout.of_tensor(names[name])]
+            self._pages[parameter] = [each for each in numbers if each in pushed]
         self._buffers = {}
         for name, buffer in model.named_buffers():
             if name in names:
@@ -98,19 +162,22 @@ class RemoteMemory:
         return self._gradients
 
     def before(self, lane: int) -> None:
+        self._lane = lane
+        self._feedback.of_lane(lane)
         if self._shared:
             for shard in range(self._map.layout.shard_count):
                 self.fetch(shard)
 
+    def complete(self, lane: int, parameter: nn.Parameter) -> None:
+        self._outbox.put(self._pages[parameter])
+
     def after(self, lane: int) -> None:
-        """Push gradients, and buffers as the forward pass left them; return when they are in the slab."""
+        """Push buffers as the forward pass left them; return when all is in the slab."""
         for name, buffer in self._buffers.items():
             _tensor(self._map, self._pushes, name).copy_(buffer)
-        for shard in range(self._map.layout.shard_count):
-            memory = memoryview(self._pushes)
-            blocks = tuple(Block(page.number, b"", _part(memory, page)) for page in self._map.layout.of_shard(shard))
-            self._connection.send(Push(0, 0, self._number, 0, lane, 0, 0, 1, blocks), ("shard", shard))
-            self._answer(PushReply)
+            self._outbox.put(page.number for page in self._map.layout.of_tensor(name) if page.numel)
+        self._outbox.flush()
+        self._answer(PushReply, {})
 
     def apply(self, op: int, shard: int, lanes: Sequence[int]) -> None:
         raise AssertionError("a servant that says it cannot apply is not asked to")
@@ -118,18 +185,50 @@ class RemoteMemory:
     def fetch(self, shard: int) -> None:
         """Pull a shard's values straight into the model's tensors."""
         self._connection.send(Pull(0, 0, self._number, 0, None), ("shard", shard))
-        self._answer(PullReply)
+        memory = memoryview(self._values)
+        self._answer(PullReply, {page.number: _part(memory, page) for page in self._map.layout.of_shard(shard)})
 
-    def _answer(self, kind: type) -> None:
-        pages, memory = self._map.layout.pages, memoryview(self._values)
+    def keep(self, lane: int) -> None:
+        residuals = self._feedback.of_lane(lane).state()
+        blocks = tuple(Block(number, *encode(Codec(), residual)) for number, residual in residuals.items())
+        self._connection.send(Push(0, 0, self._number, 0, lane, 0, 0, 1, blocks), ("worker", lane))
+        self._answer(PushReply, {})
 
+    def _kept(self, lane: int) -> Mapping[int, torch.Tensor]:
+        """Under bsp, what the caller keeps of a lane's residuals."""
+        pages = self._map.layout.pages
+        residuals = {number: torch.zeros(pages[number].numel) for number in self._map.residual_pages}
+        if residuals:
+            self._connection.send(Pull(0, 0, self._number, 0, None), ("worker", lane))
+            self._answer(PullReply, {number: _bytes_of(residual) for number, residual in residuals.items()})
+        return residuals
+
+    def _send(self, numbers: Sequence[int], last: bool) -> None:
+        """Called by the outbox's thread, with pages whose gradients are complete."""
+        compressor = self._feedback.of_lane(self._lane)
+        blocks = []
+        for page in (self._map.layout.pages[number] for number in numbers):
+            dtype = getattr(torch, self._map.layout.tensors[page.tensor].dtype)
+            gradient = torch.frombuffer(self._pushes, dtype=dtype, count=page.numel, offset=page.offset)
+            blocks.append(Block(page.number, *compressor.encode(page.number, gradient)))
+        push = Push(0, 0, self._number, 0, self._lane, 0, 0, int(last), tuple(blocks))
+        self._connection.send(push, ("shard", 0))
+
+    def _answer(self, kind: type, places: Mapping[int, memoryview]) -> None:
         def place(message: type, key: int, head: Any, nbytes: int) -> memoryview | None:
-            known = 0 <= key < len(pages) and pages[key].nbytes == nbytes
-            return _part(memory, pages[key]) if known else None
+            known = places.get(key)
+            return known if known is not None and len(known) == nbytes else None
 
         answer = self._connection.receive(place)
         if answer is None or not isinstance(answer.message, kind):
             raise StoreError("the caller has closed the connection for pages", "the job is over, or has to be resumed")
+
+
+def pushed_pages(where: Map) -> set[int]:
+    """Numbers of the pages that go with every push: of all that is trained, and of buffers."""
+    specs = where.layout.tensors
+    goes = [spec.kind == "buffer" or where.rule.settings(spec.name) is not None for spec in specs]
+    return {page.number for page in where.layout.pages if goes[page.tensor] and page.numel}
 
 
 def _tensor(where: Map, memory: bytearray, name: str) -> torch.Tensor:
@@ -143,6 +242,10 @@ def _tensor(where: Map, memory: bytearray, name: str) -> torch.Tensor:
 
 def _part(memory: memoryview, page: Page) -> memoryview:
     return memory[page.offset : page.offset + page.nbytes]
+
+
+def _nbytes(blocks: Sequence[Block]) -> int:
+    return sum(len(block.head) + len(block.body) for block in blocks)
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -1,0 +1,86 @@
+"""Which codec a job's gradients go through, tensor by tensor, and what they leave out.
+
+A codec belongs to the job and not to a link: every gradient goes through it, computed here or on another host, so that
+the values do not depend on which worker computed what. What it leaves out (error feedback) belongs to the lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+
+from gradbase.common.errors import UsageError
+from gradbase.store.codec import Codec, Compressor, decode, parse_codec
+from gradbase.store.layout import Layout, TensorSpec
+from gradbase.store.update import UpdateRule
+
+_NUMEL_MIN = 4096  # smaller tensors go as they are unless they are named: there is little to save, and biases are few
+
+
+@dataclass(frozen=True)
+class Codecs:
+    """The codec of a job and those of single tensors, by pattern. As text: "int8,head.*=none"."""
+
+    everywhere: Codec = Codec()
+    named: tuple[tuple[str, Codec], ...] = ()
+
+    def __str__(self) -> str:
+        return ",".join([str(self.everywhere), *(f"{pattern}={codec}" for pattern, codec in self.named)])
+
+    @property
+    def lossy(self) -> bool:
+        return self.everywhere.lossy or any(codec.lossy for _, codec in self.named)
+
+    def of_pages(self, layout: Layout, rule: UpdateRule) -> dict[int, Codec]:
+        """The codec of every page whose gradient does not go as it is. Raises UsageError for a pattern of nothing."""
+        for pattern, _ in self.named:
+            if not any(fnmatchcase(spec.name, pattern) for spec in layout.tensors):
+                named = ", ".join(spec.name for spec in layout.tensors[:3])
+                raise UsageError(f"no tensor of the model is called {pattern!r}", f"the first ones are called {named}")
+        chosen = [self._of_tensor(spec) if rule.settings(spec.name) is not None else Codec() for spec in layout.tensors]
+        return {page.number: chosen[page.tensor] for page in layout.pages if chosen[page.tensor].lossy}
+
+    def _of_tensor(self, spec: TensorSpec) -> Codec:
+        for pattern, codec in self.named:
+            if fnmatchcase(spec.name, pattern):
+                return codec
+        return self.everywhere if spec.numel >= _NUMEL_MIN and len(spec.shape) > 1 else Codec()
+
+
+def parse_codecs(text: str) -> Codecs:
+    """Read "int8", "topk:0.01" or "int8,head.*=none": one for all tensors, then others by name, the first that fits.
+
+    Raises UsageError on anything else.
+    """
+    first, *others = text.split(",")
+    named = []
+    for other in others:
+        pattern, equals, codec = other.partition("=")
+        if not (pattern and equals):
+            raise UsageError(f"{other!r} names no tensors with a codec", "write it as in int8,head.*=none")
+        named.append((pattern, parse_codec(codec)))
+    return Codecs(parse_codec(first), tuple(named))
+
+
+class Feedback:
+    """A process's compressors, one a lane. `load` gives what earlier gradients of a lane have left out, by page."""
+
+    def __init__(self, codecs: Mapping[int, Codec], load: Callable[[int], Mapping[int, torch.Tensor]]) -> None:
+        self._codecs = codecs
+        self._load = load
+        self._lanes: dict[int, Compressor] = {}
+
+    def of_lane(self, lane: int) -> Compressor:
+        if lane not in self._lanes:
+            self._lanes[lane] = Compressor(self._codecs)
+            self._lanes[lane].load_state(self._load(lane) if self._codecs else {})
+        return self._lanes[lane]
+
+    def squeeze(self, lane: int, number: int, page: torch.Tensor) -> None:
+        """Replace a page's gradient, flat, by what would arrive of it on the other side of a link."""
+        if number in self._codecs:
+            message = self.of_lane(lane).encode(number, page)
+            decode(message, page.numel(), page.dtype, out=page)

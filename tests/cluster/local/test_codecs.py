@@ -1,0 +1,94 @@
+"""Lossy codecs on the local engine: the bits of one process that does the same, whoever is killed and whenever."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from gradbase.cluster.job import CodecChoice, Request
+from gradbase.cluster.local import LocalEngine
+from gradbase.cluster.steward import StepReport
+from gradbase.common.errors import UsageError
+from gradbase.store.files import DiskFiles
+from gradbase.store.recovery import verify_store
+from tests.cluster import recipes
+from tests.cluster.killing import killed_and_resumed
+
+EVERY = "int8,*=int8"  # the recipe's tensors are so small that none would go through a codec that does not name it
+
+
+@pytest.mark.parametrize("codec", ["topk:0.1", "onebit"])
+def test_every_codec_gives_the_bits_of_one_process_with_error_feedback(codec: str) -> None:
+    choices: list[CodecChoice] = []
+    request = Request(recipes.build, 2, 12, codec=f"{codec},*={codec}")
+    outcome = LocalEngine(request, on_codec=choices.append).run()
+    assert recipes.digest(outcome.model) == recipes.plain(2, 12, codec) != recipes.plain(2, 12)
+    assert choices == [CodecChoice(f"{codec},*={codec}", "as asked for")] and outcome.codec == choices[0].codec
+    assert outcome.traffic == (0, 0, 0)
+
+
+def test_over_shared_memory_nothing_is_encoded_unless_it_is_asked_for() -> None:
+    choices: list[CodecChoice] = []
+    outcome = LocalEngine(Request(recipes.build, 2, 4), on_codec=choices.append).run()
+    assert outcome.codec == "none" and choices == []
+    assert recipes.digest(outcome.model) == recipes.plain(2, 4)
+
+
+@pytest.mark.parametrize("durability", ["none", "checkpoint", "wal"])
+def test_a_worker_that_takes_residuals_with_it_makes_the_job_go_back(
+    tmp_path: Path, durability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradbase.cluster.storage._MTBF_US", 1e3)  # a checkpoint as often as one can be taken
+    reports: list[StepReport] = []
+    warnings: list[str] = []
+
+    def kill(report: StepReport) -> None:
+        reports.append(report)
+        if len(reports) in (50, 80):
+            others = [pid for pid in engine.processes() if pid != os.getpid()]
+            os.kill(others[0], signal.SIGKILL)
+
+    store = None if durability == "none" else tmp_path / "store"
+    request = Request(recipes.build, 2, 40, durability=durability, store=store, codec=EVERY)  # type: ignore[arg-type]
+    engine = LocalEngine(request, on_report=kill, on_warning=warnings.append)
+    outcome = engine.run()
+    assert outcome.lost == len(warnings) == 2 and all("what the codec had left out" in each for each in warnings)
+    assert recipes.digest(outcome.model) == recipes.plain(2, 40, "int8")
+    went_back = [b.step for a, b in zip(reports, reports[1:], strict=False) if b.step < a.step]
+    assert went_back and (store is None) == (went_back == [1, 1])
+
+
+def test_a_store_keeps_residuals_and_its_codec(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    given = {"durability": "wal", "store": store}
+    first = LocalEngine(Request(recipes.build, 2, 7, codec=EVERY, **given)).run()  # type: ignore[arg-type]
+    assert recipes.digest(first.model) == recipes.plain(2, 7, "int8")
+    assert list(store.glob("checkpoints/*/residuals.safetensors"))
+    assert not [each for each in verify_store(DiskFiles(store)) if each.damage]
+    again = LocalEngine(Request(recipes.build, 2, 15, resume=True, **given)).run()  # type: ignore[arg-type]
+    assert again.codec == EVERY and recipes.digest(again.model) == recipes.plain(2, 15, "int8")
+    with pytest.raises(UsageError, match="made with codec int8"):
+        LocalEngine(Request(recipes.build, 2, 20, resume=True, codec="bf16", **given)).run()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("logging", "codec"), [("command", "int8"), ("physical", "none")])
+def test_the_driver_is_killed_and_the_same_bits_come_out(tmp_path: Path, logging: str, codec: str) -> None:
+    given = f"{codec},*={codec}"
+    digest, firsts = killed_and_resumed("local", tmp_path / "store", 60, (70,), logging, given)
+    assert digest == recipes.plain(2, 60, codec)
+    assert firsts[0] == 1 <= firsts[1] <= 36
+
+
+def test_stale_gradients_go_through_codecs_too() -> None:
+    outcome = LocalEngine(Request(recipes.build, 2, 20, "ssp", 2, codec="onebit,*=onebit")).run()
+    assert outcome.steps == 20
+
+
+def test_a_physical_log_cannot_bring_residuals_back(tmp_path: Path) -> None:
+    request = Request(recipes.build, 1, 4, durability="wal", store=tmp_path / "s", logging="physical", codec=EVERY)
+    with pytest.raises(UsageError, match="cannot be physical"):
+        LocalEngine(request).run()
+    assert not (tmp_path / "s").exists()

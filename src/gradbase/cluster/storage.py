@@ -279,8 +279,9 @@ class Durable:
             on_durable=lambda lsn: self._durable(owner, lsn),
             on_failed=lambda lsn, error: self._failed(owner, lsn, error),
         )
-        oldest = min((state.lsn for state in states), default=0) if owner[0] == "shard" else None
-        return appender.incarnation, states, self._records(owner, oldest)
+        oldest = min((state.lsn for state in states), default=0)
+        records = self._records(owner, None)  # those before the newest checkpoint that counts may be gone
+        return appender.incarnation, states, tuple(record for record in records if record.lsn > oldest)
 
     def append(self, owner: m.Address, record: m.Record) -> None:
         """Hand a record to the log's thread; what it refers to is copied first."""

@@ -20,7 +20,8 @@ from gradbase.common.errors import UsageError
 from tests.cluster import recipes
 from tests.cluster.ray import trials
 
-LIMIT_S = 240  # of all trials together; they take a third of it on two busy cores
+LIMIT_S = 500  # of all trials together; they take a third of it on two busy cores
+pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 _ROOT = Path(__file__).parents[3]
 
 
@@ -80,11 +81,10 @@ def test_the_link_is_measured_where_there_is_one_and_the_choice_is_told(results:
 
 
 @pytest.mark.slow
-def test_budgets_codecs_and_resuming_go_together(results: dict[str, Any]) -> None:
+def test_budgets_codecs_and_stores_go_together(results: dict[str, Any]) -> None:
     result = results["planned"]
     assert result["slots"] == [0, 1] and all(0 < nbytes <= 200_000_000 for nbytes in result["peaks_bytes"])
-    steps = trials.PLANNED_STEPS
-    assert result["digests"] == [recipes.plain(trials.WORKERS, each, "int8") for each in (steps // 2, steps)]
+    assert result["digest"] == trials.DIGESTS["planned"]()
     pushed_nbytes, pulled_nbytes, gradient_nbytes = result["traffic"]
     assert pushed_nbytes > 0 and 0 < gradient_nbytes < pulled_nbytes
 

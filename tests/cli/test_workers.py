@@ -57,6 +57,15 @@ def test_a_planned_step_inside_its_budget_gives_the_same_bits(cache: Path) -> No
     assert summary["predicted_peak_bytes"] == max(each["predicted_peak_bytes"] for each in plans)
 
 
+def test_the_codec_is_told_with_its_bytes(cache: Path) -> None:
+    done = called(cache, "train", STREAM, "--workers", 1, "--steps", 2, "--json", "--codec", "int8,*=int8")
+    assert done.returncode == 0, done.stderr
+    first, *_, summary = events(done.stdout)
+    assert first == {"event": "codec", "codec": "int8,*=int8", "reason": "as asked for"}
+    assert summary["codec"] == "int8,*=int8" and summary["pushed_bytes"] == summary["gradient_bytes"] == 0
+    assert "codec of gradients: int8,*=int8 (as asked for)" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -64,6 +73,8 @@ def test_a_planned_step_inside_its_budget_gives_the_same_bits(cache: Path) -> No
         (("--workers", "2", "--durability", "wal"), "--durability wal needs a directory"),
         (("--workers", "2", "--resume"), "--resume goes on where a store stands"),
         (("--workers", "2", "--address", "auto"), "--address is that of a Ray cluster"),
+        (("--workers", "2", "--codec", "int9"), "there is no codec 'int9'"),
+        (("--workers", "2", "--codec", "int8,head"), "'head' names no tensors"),
         (("--workers", "2", "--analyze"), "--analyze is about one plan"),
         (("--workers", "2", "--durability", "none", "--store", "{tmp}/new"), "--durability none keeps nothing"),
         (("--workers", "2", "--resume", "--store", "{tmp}/new"), "there is no store at"),

@@ -20,7 +20,9 @@ _PAGES = 4
 _ROUNDS_MIN = 3
 _LATENCY_PROBES = 50
 _MATRIX = 256  # a fraction of a millisecond, so that many fit beside one transfer
-_ALONE_S = 0.03
+# A core that has just waited computes slowly for some tens of milliseconds: first warm, then as long as transfers take.
+_WARM_S = 0.05
+_ALONE_S = 0.15
 # Both directions at once count as duplex when each keeps this share of its speed.
 _DUPLEX_SHARE = 0.75
 _TAX_MAX = 0.95
@@ -98,13 +100,17 @@ class _Bench:
 
     def _tax(self) -> float:
         """The share of a transfer's time that computing beside it loses."""
-        end = time.perf_counter() + _ALONE_S
-        alone = self._pace(lambda: time.perf_counter() < end)
+        self._pace_for(_WARM_S)
+        alone = self._pace_for(_ALONE_S)
         self._start_writes(range(_PAGES))
         beside_writes = self._pace_of_transfers()
         self._start_reads(range(_PAGES))
         beside_reads = self._pace_of_transfers()
         return min(max(1 - (beside_writes + beside_reads) / 2 / alone, 0.0), _TAX_MAX)
+
+    def _pace_for(self, seconds: float) -> float:
+        end = time.perf_counter() + seconds
+        return self._pace(lambda: time.perf_counter() < end)
 
     def _pace_of_transfers(self) -> float:
         pace = self._pace(lambda: not self._pager.idle())

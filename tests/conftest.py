@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 import hypothesis
@@ -10,6 +11,9 @@ import pytest
 
 # Set before anything imports torch: tests are small, and a machine's cores are shared by those who run them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background has them ignore interrupts, and every process that they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("gradbase", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gradbase")

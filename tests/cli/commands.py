@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,6 +35,20 @@ def command(*arguments: object) -> list[str]:
 def gradbase(cache: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run one command to its end, in a process of its own: importing torch and its optimizers takes seconds."""
     return subprocess.run(command(*arguments), env=environment(cache), capture_output=True, text=True, timeout=240)
+
+
+@contextlib.contextmanager
+def started(cache: Path, errors: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A command at work, its standard output a pipe and its standard error a file; at the end there is none of it."""
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            command(*arguments), env=environment(cache), stdout=subprocess.PIPE, stderr=file, text=True
+        )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def called(cache: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

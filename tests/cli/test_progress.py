@@ -95,3 +95,13 @@ def test_between_steps_an_interrupt_is_at_once() -> None:
             pass
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("not reached")
+
+
+def test_ignored_interrupts_stay_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts(lambda: None) as interrupts, interrupts.deferred():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -6,14 +6,13 @@ import csv
 import io
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.cli.commands import RECIPES, called, command, digest, eager_loop, environment, events, gradbase
+from tests.cli.commands import RECIPES, called, digest, eager_loop, events, gradbase, started
 
 PLAN = {"budget_bytes", "predicted_peak_bytes", "predicted_time_us", "lower_bound_time_us", "planning_s"}
 SUMMARY = {"steps", "measured_peak_bytes", "budget_bytes", "median_step_time_us", "parameters_sha256"}
@@ -70,12 +69,13 @@ def test_the_least_that_was_named_is_enough(cache: Path) -> None:
 
 
 def test_an_interrupt_stops_between_two_steps(cache: Path, tmp_path: Path) -> None:
-    process, errors = _started(cache, tmp_path, "train", RECIPES / "endless.py", "--json")
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(4)]  # the plan and three steps
-    process.send_signal(signal.SIGINT)
-    lines += process.stdout.readlines()
-    assert process.wait(timeout=120) == 130, errors.read_text()
+    errors = tmp_path / "errors"
+    with started(cache, errors, "train", RECIPES / "endless.py", "--json") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]  # the plan and three steps
+        process.send_signal(signal.SIGINT)
+        lines += process.stdout.readlines()
+        assert process.wait(timeout=120) == 130, errors.read_text()
     _, *steps, summary = events("".join(lines))
     assert summary["interrupted"] is True and summary["steps"] == len(steps) >= 3
     losses, sha256 = eager_loop(RECIPES / "endless.py", len(steps))
@@ -85,12 +85,13 @@ def test_an_interrupt_stops_between_two_steps(cache: Path, tmp_path: Path) -> No
 
 
 def test_an_interrupt_while_planning(cache: Path, tmp_path: Path) -> None:
-    process, errors = _started(cache, tmp_path, "train", RECIPES / "endless.py")
-    while not errors.read_text() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, errors.read_text()
+    errors = tmp_path / "errors"
+    with started(cache, errors, "train", RECIPES / "endless.py") as process:
+        while not errors.read_text() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 130, errors.read_text()
     assert out == "" and "Traceback" not in errors.read_text()
 
 
@@ -164,13 +165,3 @@ def _model_of(name: str) -> torch.nn.Module:
     from gradbase.cli.recipe import load_recipe
 
     return load_recipe(RECIPES / f"{name}.py").model()
-
-
-def _started(cache: Path, folder: Path, *arguments: object) -> tuple[subprocess.Popen[str], Path]:
-    """A command at work, its standard output as a pipe, and the file of its standard error."""
-    errors = folder / "errors"
-    with errors.open("w") as file:
-        process = subprocess.Popen(
-            command(*arguments), env=environment(cache), stdout=subprocess.PIPE, stderr=file, text=True
-        )
-    return process, errors

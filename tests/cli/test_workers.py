@@ -7,17 +7,15 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gradbase.cli._progress import Progress
 from gradbase.cli._table import Table
 from gradbase.cluster.steward import ShardStatus, StepReport
-from tests.cli.commands import RECIPES, called, command, environment, events
+from tests.cli.commands import RECIPES, called, events, started
 
 STREAM = RECIPES / "stream.py"
 STEP = {"event", "step", "loss", "time_us", "worker", "staleness_steps", "batch"}
@@ -107,16 +105,15 @@ def test_killed_with_all_its_workers_again_and_again_the_job_ends_with_the_same_
     store, summary, resumed = ("--store", tmp_path / "store"), None, 0
     while summary is None:
         more = ("--resume",) if (tmp_path / "store" / "MANIFEST.json").exists() else ()
-        process = _started(cache, *arguments, *store, *more)
-        assert process.stdout is not None
         wanted = moments.randint(20, 250) if resumed < 2 else None
-        lines = [process.stdout.readline() for _ in range(wanted)] if wanted else process.stdout.readlines()
-        if wanted:
-            children = _descendants(process.pid)
-            process.send_signal(signal.SIGKILL)
-            _await_end(children)
-        process.wait(timeout=60)
-        process.stdout.close()
+        with started(cache, tmp_path / "errors", *arguments, *store, *more) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(wanted)] if wanted else process.stdout.readlines()
+            if wanted:
+                children = _descendants(process.pid)
+                process.send_signal(signal.SIGKILL)
+                _await_end(children)
+            process.wait(timeout=60)
         resumed += 1
         if not wanted:
             summary = json.loads(lines[-1])
@@ -125,12 +122,12 @@ def test_killed_with_all_its_workers_again_and_again_the_job_ends_with_the_same_
 
 def test_an_interrupt_leaves_a_store_that_can_be_resumed(cache: Path, tmp_path: Path) -> None:
     store = ("--store", tmp_path / "store")
-    process = _started(cache, "train", STREAM, "--workers", 2, "--json", *store)
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(10)]
-    process.send_signal(signal.SIGINT)
-    lines += process.stdout.readlines()
-    assert process.wait(timeout=60) == 130
+    with started(cache, tmp_path / "errors", "train", STREAM, "--workers", 2, "--json", *store) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(10)]
+        process.send_signal(signal.SIGINT)
+        lines += process.stdout.readlines()
+        assert process.wait(timeout=60) == 130
     kept, *steps, summary = events("".join(lines))
     assert kept["event"] == "store" and kept["logging"] == "command"
     assert kept["logging_reason"].startswith("command: ") and "physical" in kept["logging_reason"]
@@ -160,12 +157,6 @@ def test_the_table_is_drawn_over_itself() -> None:
     progress.block(["three", "four"])
     progress.line("stays")
     assert stream.getvalue() == "\r\x1b[Kone\ntwo\r\x1b[1A\x1b[Jthree\nfour\r\x1b[1A\x1b[Jstays\n"
-
-
-def _started(cache: Path, *arguments: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments), env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
 
 
 def _descendants(pid: int) -> list[int]:

@@ -14,7 +14,8 @@ class Interrupts:
     """While it is open, an interrupt inside `deferred()` waits for that block's end; a second one does not.
 
     Outside `deferred()` an interrupt raises KeyboardInterrupt at once, as always. `on_first` is called when one is
-    put off. On other threads than the main one, where Python handles no signals, it changes nothing.
+    put off. On other threads than the main one, where Python handles no signals, it changes nothing, and a process
+    that ignores interrupts, as a shell's background jobs do, goes on ignoring them.
     """
 
     def __init__(self, on_first: Callable[[], None]) -> None:
@@ -24,7 +25,8 @@ class Interrupts:
         self._previous: Any = None
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        if on_main_thread and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             self._previous = signal.signal(signal.SIGINT, self._handle)
         return self
 

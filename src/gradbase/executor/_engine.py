@@ -323,16 +323,19 @@ def _operator_name(planned: Planned, position: int) -> str:
 
 @contextmanager
 def _interrupts_after_step() -> Iterator[None]:
-    """A Ctrl-C while a step runs is raised when the step is done, so parameters are never between two steps."""
-    if threading.current_thread() is not threading.main_thread():
+    """A Ctrl-C while a step runs is raised when the step is done, so parameters are never between two steps.
+
+    Where no Python code handles it (other threads, ignored, or the process is to end at once) it stays as it is.
+    """
+    previous: Callable[..., Any] | int | None = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield
         return
     pending: list[tuple[int, FrameType | None]] = []
-    previous: Callable[..., Any] | int | None = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous if previous is not None else signal.SIG_DFL)
-    if pending and callable(previous):
+        signal.signal(signal.SIGINT, previous)
+    if pending:
         previous(*pending[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import threading
 from typing import Any
 
 from gradbase.common.errors import StoreError
@@ -16,11 +17,16 @@ MESSAGE_BYTES_MAX = 1 << 20
 _LENGTH = struct.Struct("<I")
 
 
+class Gone(BrokenPipeError, EOFError):
+    """The other end has closed, or its host cannot be reached. A type of its own: a recipe may raise the others."""
+
+
 class Channel:
     """One end. `receive` blocks; `ready` takes what has arrived without blocking."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._sending = threading.Lock()
         self._read = b""
 
     @classmethod
@@ -36,18 +42,22 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, *message: Any) -> None:
-        """Send one message. Raises OSError when the other end is gone."""
+        """Send one message, from any thread. Raises Gone."""
         body = json.dumps(message, separators=(",", ":")).encode()
-        self._socket.sendall(_LENGTH.pack(len(body)) + body)
+        try:
+            with self._sending:
+                self._socket.sendall(_LENGTH.pack(len(body)) + body)
+        except OSError as error:
+            raise Gone(str(error)) from error
 
     def receive(self) -> list[Any]:
-        """Wait for one message. Raises EOFError when the other end has closed."""
+        """Wait for one message. Raises Gone."""
         while (message := self._next()) is None:
             self._fill()
         return message
 
     def ready(self) -> list[list[Any]]:
-        """One read, which has to be possible; then every whole message that has arrived. Raises EOFError."""
+        """One read, which has to be possible; then every whole message that has arrived. Raises Gone."""
         self._fill()
         messages = []
         while (message := self._next()) is not None:
@@ -60,10 +70,10 @@ class Channel:
     def _fill(self) -> None:
         try:
             data = self._socket.recv(1 << 16)
-        except ConnectionResetError:
-            data = b""
+        except OSError as error:
+            raise Gone(str(error)) from error
         if not data:
-            raise EOFError("the other end has closed")
+            raise Gone("the other end has closed")
         self._read += data
 
     def _next(self) -> list[Any] | None:

@@ -10,6 +10,7 @@
     ("fetch", op, shard)                        ("done", op)
     ("keep", op, lane)                          ("done", op)
     ("stop",)                                   ("failed", words): its recipe raised an exception, it ends
+                                                ("beat",): it is alive, whatever takes it so long
 
 A servant begins with ("hello", process id, whether it can apply, number).
 
@@ -19,7 +20,6 @@ was applying is completed by another, from the page at which it stopped.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from gradbase.cluster.channel import Channel
+from gradbase.cluster.channel import Channel, Gone
 from gradbase.cluster.worker import Learner, samples_of
 
 
@@ -60,10 +60,15 @@ class Memory(Protocol):
         """Put what the codecs have left out of a lane's gradients to where checkpoints are taken from."""
 
 
-def serve(channel: Channel, learner: Learner, memory: Memory, number: int = 0) -> None:
-    """Do what is asked until told to stop, or until the steward is gone. `number`: what else it is known by."""
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+def serve(channel: Channel, learner: Learner, memory: Memory, number: int = 0) -> bool:
+    """Do what is asked until told to stop, or until the steward is gone: then False. `number`: what else it is
+    known by.
+    """
+    try:
         _serve(channel, learner, memory, number)
+    except Gone:
+        return False
+    return True
 
 
 def _serve(channel: Channel, learner: Learner, memory: Memory, number: int) -> None:

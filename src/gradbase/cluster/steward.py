@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
-from gradbase.cluster.channel import Channel
+from gradbase.cluster.channel import Channel, Gone
 from gradbase.cluster.operations import Operation, Operations, Pushed, Reading, ShardPages
 from gradbase.cluster.storage import Events
 from gradbase.cluster.worker import Figures
@@ -85,6 +85,7 @@ class Worker:
     staleness_steps: int = 0
     figures: Figures | None = None  # of its plan, if it has one, and what its steps took of it
     measured_peak_bytes: int | None = None
+    heard_s: float = 0.0
     watched_used: int = -1
     watched_since_s: float = 0.0
 
@@ -203,6 +204,7 @@ class Steward:
             "planned": self._planned,
             "done": self._done,
             "failed": self._failed,
+            "beat": lambda worker: None,  # that it was heard is all
         }
 
     # -- from other threads
@@ -443,11 +445,16 @@ class Steward:
     def _hear(self, worker: Worker) -> None:
         try:
             messages = worker.channel.ready()
-        except (EOFError, OSError):
+        except Gone:
             self._lost(worker)
             return
+        worker.heard_s = time.monotonic()
         for verb, *rest in messages:
             self._hears[verb](worker, *rest)
+
+    def give_up(self, worker: Worker) -> None:
+        """Do without a worker that does not get on, as if its process had ended; on the steward's thread."""
+        self._lost(worker)
 
     def _lost(self, worker: Worker) -> None:
         """A process ended: its session with it, and others do what it was doing."""

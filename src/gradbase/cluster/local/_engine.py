@@ -188,7 +188,7 @@ class LocalEngine:
             on_report=self._on_report,
             on_lost=lambda worker: self._note_lost(worker, launcher),
             on_plan=self._on_plan,
-            watch=_watch,
+            watch=launcher.watch,
         )
         closing.callback(steward.abort)
         self._steward = steward
@@ -291,6 +291,9 @@ class Launcher(Protocol):
     def lost(self, worker: Worker) -> None:
         """This one is out. When this returns, nothing it sends any more has an effect."""
 
+    def watch(self, worker: Worker) -> None:
+        """Called now and then for every worker: end one that has work and does not get on with it."""
+
     def link_bytes_per_s(self) -> float | None:
         """Of the slowest link to a worker, measured; before `launch`. None if all of them reach the slab."""
 
@@ -328,6 +331,9 @@ class _Forks:
 
     def lost(self, worker: Worker) -> None:
         """Its process has ended, so there is nothing to fence."""
+
+    def watch(self, worker: Worker) -> None:
+        _watch(worker)
 
     def link_bytes_per_s(self) -> None:
         """They share the slab: nothing is sent."""

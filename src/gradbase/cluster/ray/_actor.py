@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import secrets
+import socket
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
 
 from gradbase.cluster.channel import Channel
-from gradbase.cluster.local import Map, Slab, Task, equip
-from gradbase.cluster.ray._remote import RemoteMemory
+from gradbase.cluster.local import Slab, Task, equip
+from gradbase.cluster.ray._beats import Beats
+from gradbase.cluster.ray._remote import PagesGone, RemoteMemory
 from gradbase.cluster.servant import Memory, serve
-from gradbase.cluster.worker import BatchStream, Learner, Recipe
-from gradbase.common.errors import GradbaseError
-from gradbase.store.wire import TimedStream, connect, dial, introduce, parse_address
+from gradbase.cluster.worker import BatchStream, Learner
+from gradbase.common.errors import GradbaseError, StoreError
+from gradbase.store.wire import Connection, TimedStream, connect, dial, introduce, keep_watch, parse_address
 
 _HANDSHAKE_S = 5.0
+_AGAIN_S = 1.0
+_AWAY_S = 300.0  # a caller that is gone has its actors ended by Ray; this is for where Ray cannot
 
 
 @dataclass(frozen=True)
@@ -41,36 +47,68 @@ class Servant:
         self._home = home
 
     def serve(self) -> None:
-        """Build the recipe, call home, and do what is asked. Called again by Ray after a restart."""
-        task, home = self._task, self._home
+        """Be a worker until told to stop, or until home does not answer for long. Called again by Ray after a restart.
+
+        Whoever has lost home may have been given up there, so it calls again as somebody new.
+        """
+        heard_s = time.monotonic()
+        while time.monotonic() - heard_s < _AWAY_S:
+            try:
+                sock = self._call_home()
+            except (StoreError, OSError):
+                time.sleep(_AGAIN_S)
+                continue
+            if self._work(sock):
+                return
+            heard_s = time.monotonic()
+            time.sleep(_AGAIN_S)
+
+    def _call_home(self) -> socket.socket:
+        sock = dial(parse_address(self._home.commands), _HANDSHAKE_S)
+        try:
+            introduce(TimedStream(sock, _HANDSHAKE_S), self._home.token.encode())
+        except BaseException:
+            sock.close()
+            raise
+        sock.settimeout(None)
+        keep_watch(sock)
+        return sock
+
+    def _work(self, sock: socket.socket) -> bool:
+        """Build the recipe and do what is asked; whether that is over, as opposed to home being lost."""
+        channel, number = Channel(sock), secrets.randbits(62)
+        with contextlib.closing(channel), contextlib.ExitStack() as closing:
+            try:
+                closing.enter_context(Beats(channel))
+                learner, memory = self._equipped(number, closing)
+                return serve(channel, learner, memory, number)
+            except PagesGone:
+                return False
+            except GradbaseError as error:
+                channel.send("failed", error.problem, *error.remedies)
+            except Exception as error:
+                channel.send("failed", f"a worker failed: {type(error).__name__}: {error}")
+        return True
+
+    def _equipped(self, number: int, closing: contextlib.ExitStack) -> tuple[Learner, Memory]:
+        """Over the slab where it is on this host, else over the wire."""
+        task, where = self._task, self._task.map()
         torch.set_num_threads(1)  # as in the fork server, so that the same values come out
         recipe = task.build()
         torch.set_num_threads(task.threads)
-        where = task.map()
-        number = secrets.randbits(62)
-        sock = dial(parse_address(home.commands), _HANDSHAKE_S)
-        introduce(TimedStream(sock, _HANDSHAKE_S), home.token.encode())
-        sock.settimeout(None)
-        channel = Channel(sock)
-        try:
-            learner, memory = self._equipped(recipe, where, number)
-            serve(channel, learner, memory, number)
-        except GradbaseError as error:
-            channel.send("failed", error.problem, *error.remedies)
-        except Exception as error:
-            channel.send("failed", f"a worker failed: {type(error).__name__}: {error}")
-        finally:
-            channel.close()
-
-    def _equipped(self, recipe: Recipe, where: Map, number: int) -> tuple[Learner, Memory]:
-        """Over the slab where it is on this host, else over the wire."""
         slab = _slab_at(self._home)
         if slab is not None:
-            return equip(recipe, slab, where, shared=self._task.shared, budget=self._task.memory)
-        connection = connect(parse_address(self._home.pages), self._home.token)
-        memory = RemoteMemory(recipe.model, where, connection, number, shared=self._task.shared)
+            return equip(recipe, slab, where, shared=task.shared, budget=task.memory)
+        memory = RemoteMemory(recipe.model, where, self._pages(), number, shared=task.shared)
+        closing.callback(memory.close)
         stream = BatchStream(recipe.batches, recipe.random_state, 2 * where.lanes)
-        return Learner(recipe, stream, self._task.memory), memory
+        return Learner(recipe, stream, task.memory), memory
+
+    def _pages(self) -> Connection:
+        try:
+            return connect(parse_address(self._home.pages), self._home.token)
+        except StoreError as error:
+            raise PagesGone(error.problem, *error.remedies) from error
 
 
 def _slab_at(home: Home) -> Slab | None:

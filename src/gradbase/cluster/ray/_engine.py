@@ -12,9 +12,11 @@ import functools
 import os
 import pickle
 import secrets
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +29,11 @@ from gradbase.cluster.ray._remote import PageServer
 from gradbase.cluster.steward import StepReport, Steward, Worker
 from gradbase.common.errors import StepError, StoreError, UsageError
 from gradbase.store.machine import Notes
-from gradbase.store.wire import Address, Listener, TimedStream, greet, listen, new_token
+from gradbase.store.wire import Address, Listener, TimedStream, greet, keep_watch, listen, new_token
 
 _HANDSHAKE_S = 5.0
+_SILENT_S = 20.0  # of a worker that has work; its thread for signs of life gives one a second
+_LEAVE_S = 2.0
 
 
 class RayEngine(LocalEngine):
@@ -82,10 +86,13 @@ class _Actors:
         self._request, self._wire, self._closing = request, wire, closing
         self._token = new_token()
         self._over = False
+        self._actors: list[Any] = []
         self._server: PageServer | None = None
+        self._waiting: threading.Thread | None = None
         self._host = "127.0.0.1" if address is None else self._ray.util.get_node_ip_address()
 
     def launch(self, task: Task, steward: Steward, slab: Slab, where: Map) -> None:
+        self._steward = steward
         pages = SharedPages(slab, where)
         pages.name[0] = secrets.randbits(62)
         self._server = PageServer(pages, where)
@@ -101,9 +108,10 @@ class _Actors:
         )
         given = (list(sys.path), pickle.dumps(task), home)
         self._actors = [actor.remote(*given) for _ in range(self._request.workers - 1)]
-        self._closing.callback(self._kill)
         serving = [each.serve.remote() for each in self._actors]
-        threading.Thread(target=self._wait, args=(serving, steward), name="gradbase-ray", daemon=True).start()
+        self._waiting = threading.Thread(target=self._wait, args=(serving, steward), name="gradbase-ray", daemon=True)
+        self._waiting.start()
+        self._closing.callback(self._kill)
 
     def spawn(self) -> None:
         """Ray restarts an actor whose process has ended, and repeats its call."""
@@ -111,6 +119,16 @@ class _Actors:
     def lost(self, worker: Worker) -> None:
         assert self._server is not None, "actors call after the launch"
         self._server.fence(worker.number)
+
+    def watch(self, worker: Worker) -> None:
+        """One that has work and gives no sign of life is stopped, or its host is, or the way there is broken."""
+        silent_s = time.monotonic() - worker.heard_s
+        if not worker.busy or worker.pid == os.getpid() or silent_s < _SILENT_S:
+            return
+        if self.traffic(worker) is None and worker.pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it shares memory with us, so it must not wake up again
+                os.kill(worker.pid, signal.SIGKILL)
+        self._steward.give_up(worker)
 
     def link_bytes_per_s(self) -> float | None:
         """To every other host, or to an actor that is kept off the slab; a task there receives some megabytes."""
@@ -168,28 +186,22 @@ class _Actors:
         except (StoreError, OSError):
             sock.close()
             return
+        sock.settimeout(None)
         keep_watch(sock)
         steward.call(lambda: steward.admit(Channel(sock)))
 
     def _kill(self) -> None:
+        """They were told to stop, and return then; whatever does not is killed. Nobody may wait for Ray beyond this."""
+        assert self._waiting is not None, "actors are waited for from the launch on"
         self._over = True
+        self._waiting.join(_LEAVE_S)
         for actor in self._actors:
             self._ray.kill(actor)
+        self._waiting.join(_LEAVE_S)
 
 
 def _fail(problem: str) -> None:
     raise StepError(problem, "what it said is above; `ray logs` has the rest")
-
-
-def keep_watch(sock: socket.socket) -> None:
-    """Have the system notice within some fifteen seconds that the other host is gone, and send commands at once."""
-    sock.settimeout(None)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
 
 
 def _imported_ray() -> Any:
@@ -210,7 +222,8 @@ def _connect(ray: Any, request: Request, address: str | None, closing: contextli
         given = {"num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(log_to_driver=True, logging_level="warning", configure_logging=False, **given)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        problem = f"there is no Ray cluster at {address}: {error}"
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = f"no Ray cluster at {address} can be joined: {first}" if address else f"Ray does not start: {first}"
         raise UsageError(problem, "start one with: ray start --head") from error
     closing.callback(ray.shutdown)

@@ -17,7 +17,7 @@ class Outbox:
     def __init__(self, send: Callable[[Sequence[int], bool], None]) -> None:
         self._send = send
         self._waiting: list[int] = []
-        self._flushing = False
+        self._flushing = self._closed = False
         self._failure: Exception | None = None
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="gradbase-outbox", daemon=True).start()
@@ -38,10 +38,18 @@ class Outbox:
             if self._failure is not None:
                 raise self._failure
 
+    def close(self) -> None:
+        """End the thread; what waits is not sent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting) or self._flushing)
+                self._changed.wait_for(lambda: bool(self._waiting) or self._flushing or self._closed)
+                if self._closed:
+                    return
                 numbers = [heapq.heappop(self._waiting) for _ in range(min(_PAGES, len(self._waiting)))]
                 last = self._flushing and not self._waiting
             try:

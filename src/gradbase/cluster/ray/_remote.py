@@ -29,6 +29,10 @@ from gradbase.store.machine.messages import Address, Pull, PullReply, Push, Push
 from gradbase.store.wire import Block, Connection
 
 
+class PagesGone(StoreError):
+    """The connection for pages has ended: the servant that had it is of no use any more, but can begin again."""
+
+
 class PageServer:
     """The caller's side; `serve` runs in a thread for every connection."""
 
@@ -158,6 +162,11 @@ class RemoteMemory:
                 buffer.data = _tensor(where, self._values, names[name])
                 self._buffers[names[name]] = buffer
 
+    def close(self) -> None:
+        """End the connection, and the thread that sends."""
+        self._connection.close()
+        self._outbox.close()
+
     def buffers(self, lane: int) -> Mapping[nn.Parameter, torch.Tensor]:
         return self._gradients
 
@@ -184,14 +193,14 @@ class RemoteMemory:
 
     def fetch(self, shard: int) -> None:
         """Pull a shard's values straight into the model's tensors."""
-        self._connection.send(Pull(0, 0, self._number, 0, None), ("shard", shard))
+        self._say(Pull(0, 0, self._number, 0, None), ("shard", shard))
         memory = memoryview(self._values)
         self._answer(PullReply, {page.number: _part(memory, page) for page in self._map.layout.of_shard(shard)})
 
     def keep(self, lane: int) -> None:
         residuals = self._feedback.of_lane(lane).state()
         blocks = tuple(Block(number, *encode(Codec(), residual)) for number, residual in residuals.items())
-        self._connection.send(Push(0, 0, self._number, 0, lane, 0, 0, 1, blocks), ("worker", lane))
+        self._say(Push(0, 0, self._number, 0, lane, 0, 0, 1, blocks), ("worker", lane))
         self._answer(PushReply, {})
 
     def _kept(self, lane: int) -> Mapping[int, torch.Tensor]:
@@ -199,7 +208,7 @@ class RemoteMemory:
         pages = self._map.layout.pages
         residuals = {number: torch.zeros(pages[number].numel) for number in self._map.residual_pages}
         if residuals:
-            self._connection.send(Pull(0, 0, self._number, 0, None), ("worker", lane))
+            self._say(Pull(0, 0, self._number, 0, None), ("worker", lane))
             self._answer(PullReply, {number: _bytes_of(residual) for number, residual in residuals.items()})
         return residuals
 
@@ -212,16 +221,25 @@ class RemoteMemory:
             gradient = torch.frombuffer(self._pushes, dtype=dtype, count=page.numel, offset=page.offset)
             blocks.append(Block(page.number, *compressor.encode(page.number, gradient)))
         push = Push(0, 0, self._number, 0, self._lane, 0, 0, int(last), tuple(blocks))
-        self._connection.send(push, ("shard", 0))
+        self._say(push, ("shard", 0))
+
+    def _say(self, message: Any, to: Address) -> None:
+        try:
+            self._connection.send(message, to)
+        except StoreError as error:
+            raise PagesGone(error.problem, *error.remedies) from error
 
     def _answer(self, kind: type, places: Mapping[int, memoryview]) -> None:
         def place(message: type, key: int, head: Any, nbytes: int) -> memoryview | None:
             known = places.get(key)
             return known if known is not None and len(known) == nbytes else None
 
-        answer = self._connection.receive(place)
+        try:
+            answer = self._connection.receive(place)
+        except StoreError as error:
+            raise PagesGone(error.problem, *error.remedies) from error
         if answer is None or not isinstance(answer.message, kind):
-            raise StoreError("the caller has closed the connection for pages", "the job is over, or has to be resumed")
+            raise PagesGone("the caller has closed the connection for pages", "the job is over, or has to be resumed")
 
 
 def pushed_pages(where: Map) -> set[int]:

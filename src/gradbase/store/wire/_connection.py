@@ -28,6 +28,7 @@ _BUFFERS_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 _WAKE_S = 0.5  # a blocked call returns this often to look at its deadline
 _RATE_NBYTES_MIN = 1 << 20  # smaller messages fit into the system's buffers and say nothing about the link
 _ALIGNMENT_BYTES = 64
+_WATCH = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 15_000))
 
 
 class Connection:
@@ -236,8 +237,21 @@ def _prepare(sock: socket.socket) -> None:
     wake = struct.pack("ll", 0, int(_WAKE_S * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wake)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wake)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    keep_watch(sock)
+
+
+def keep_watch(sock: socket.socket) -> None:
+    """Have the system notice within some fifteen seconds that the other host is gone, and send small messages at once.
+
+    On systems that cannot be told how long, what they take by themselves, which may be hours.
+    """
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _WATCH:
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _after(views: Sequence[memoryview], count: int) -> list[memoryview]:

@@ -92,6 +92,9 @@ class Listener:
             if not self._closed:
                 _log.warning("%s: %s", name, error.problem)
             return
+        except OSError:
+            sock.close()  # by `close` already, as this listener's: the peer is told nothing else
+            return
         try:
             self._serve(connection)
         except StoreError as error:

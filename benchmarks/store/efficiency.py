@@ -4,9 +4,13 @@
 
 Modes, each of 2 workers with 1 thread: `local` (gradbase, bsp), `ray` (gradbase's Ray engine on this host),
 `independent` (two processes that share nothing: the ceiling, as cores share caches and memory) and `ddp`
-(DistributedDataParallel on gloo). Every round runs `single` and then each mode; the efficiency of a round is that of
-neighbours in time, and the median over rounds is reported. CPU time is user and system time of all processes of the
-mode, Ray's own included, between the first and the last step counted, so start-up is not in it.
+(DistributedDataParallel on gloo). The one process that all are compared with is a plain PyTorch loop, with what
+PyTorch does if nothing is said. The engines have malloc keep what was freed, which a plain loop can have as well: `kept`
+is one such process, so that it can be told apart what is saved by that and what by everything else.
+
+The one process runs before each mode and after the last, and a mode is compared with the mean of its neighbours in
+time; the median over rounds is reported. CPU time is user and system time of all processes of the mode, Ray's own
+included, between the first and the last step counted, so start-up is not in it.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from gradbase.cluster.heap import freed_memory_kept
 
 WORKERS = 2
 WARM_STEPS = 5
@@ -139,7 +145,7 @@ def plain_loop(name: str, steps: int, wrap: Callable[[nn.Module], nn.Module] = l
 
 
 def _child(role: str, name: str, steps: int, rank: int, folder: str) -> None:
-    """A worker of `independent` or `ddp`; prints its CPU-seconds a step."""
+    """A worker of `independent`, `kept` or `ddp`; prints its CPU-seconds a step."""
     if role == "ddp":
         import torch.distributed as dist
 
@@ -147,7 +153,8 @@ def _child(role: str, name: str, steps: int, rank: int, folder: str) -> None:
         print(plain_loop(name, steps, nn.parallel.DistributedDataParallel))
         dist.destroy_process_group()
     else:
-        print(plain_loop(name, steps))
+        with freed_memory_kept(role == "kept"):
+            print(plain_loop(name, steps))
 
 
 def _children(role: str, name: str, steps: int, count: int) -> float:
@@ -208,6 +215,7 @@ def ray(name: str, steps: int) -> float:
 
 MODES: dict[str, Callable[[str, int], float]] = {
     "independent": lambda name, steps: _children("independent", name, steps, WORKERS),
+    "kept": lambda name, steps: _children("kept", name, steps, 1),
     "local": local,
     "ray": ray,
     "ddp": lambda name, steps: _children("ddp", name, steps, WORKERS),
@@ -220,10 +228,11 @@ def measure(name: str, modes: Sequence[str], rounds: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {mode: [] for mode in modes}
     single: list[float] = []
     for _ in range(rounds):
-        alone = _children("independent", name, steps, 1)
-        single.append(alone)
+        single.append(_children("independent", name, steps, 1))
         for mode in modes:
-            found[mode].append(alone / MODES[mode](name, steps))
+            spent = MODES[mode](name, steps)
+            single.append(_children("independent", name, steps, 1))
+            found[mode].append(statistics.mean(single[-2:]) / spent)
     nbytes = sum(p.nbytes for p in MODELS[name][0]().parameters())
     return {"model": name, "nbytes": nbytes, "steps": steps, "single_cpu_s": single, "efficiency": found}
 
@@ -240,7 +249,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--modes", default="independent,local,ray,ddp")
+    parser.add_argument("--modes", default="independent,kept,local,ray,ddp")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=5, metavar=("ROLE", "MODEL", "STEPS", "RANK", "FOLDER"))

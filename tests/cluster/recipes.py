@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from gradbase.cluster.worker import BatchStream, Recipe, forward_seed
 from gradbase.store.codec import decode, encode, parse_codec
 
 WIDTH, ROWS = 12, 8
+SEED = 7
 
 
 def model() -> nn.Module:
@@ -54,7 +55,7 @@ def build(pause_s: float = 0.0, count: int | None = None, fails: bool = False) -
     """The recipe; `count` batches of a list, or endless ones from a generator."""
     wanted = failing_loss if fails else functools.partial(slow_loss, pause_s=pause_s) if pause_s else loss
     stream = batches if count is None else functools.partial(_first, count)
-    return Recipe.build(7, model, optimizer, stream, wanted)
+    return Recipe.build(SEED, model, optimizer, stream, wanted)
 
 
 def _first(count: int) -> list[Any]:
@@ -62,21 +63,23 @@ def _first(count: int) -> list[Any]:
     return [next(stream) for _ in range(count)]
 
 
-def plain(lanes: int, steps: int, codec: str = "none") -> str:
+def plain(lanes: int, steps: int, codec: str = "none", forgets: Container[int] = ()) -> str:
     """The digest after `steps` updates in one process, each from `lanes` micro-batches summed in their order.
 
-    codec: of every gradient, with error feedback lane by lane.
+    codec: of every gradient, with error feedback lane by lane, which is forgotten after so many updates.
     """
     recipe, residuals = build(), dict[Any, torch.Tensor]()
     stream = BatchStream(recipe.batches, recipe.random_state)
     parameters = [p for p in recipe.model.parameters() if p.requires_grad]
     for step in range(steps):
+        if step in forgets:
+            residuals.clear()
         sums: list[torch.Tensor] = []
         before = {name: buffer.clone() for name, buffer in recipe.model.named_buffers()}
         for lane in range(lanes):
             for name, buffer in recipe.model.named_buffers():
                 buffer.copy_(before[name])
-            torch.manual_seed(forward_seed(7, step * lanes + lane))
+            torch.manual_seed(forward_seed(SEED, step * lanes + lane))
             exact = torch.autograd.grad(loss(recipe.model, stream.get(step * lanes + lane)), parameters)
             gradients = [
                 squeezed(codec, gradient, residuals.setdefault((lane, n), torch.zeros(gradient.numel())))

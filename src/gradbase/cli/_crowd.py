@@ -18,7 +18,7 @@ from gradbase.cli._operators import (
     write_state,
 )
 
-_OUTPUTS = ("out", "workers-out", "why-out", "next-out", "html", "state-out")
+_OUTPUTS = ("out", "workers-out", "copies-out", "why-out", "next-out", "html", "state-out")
 _INPUTS = ("input", "gold", "features", "feature_items", "state_in")
 
 
@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         tell(console, found.counts, found.notes, kind=found.kind)
         files.table("--out", found.truths)
         files.table("--workers-out", found.workers)
+        files.table("--copies-out", found.copies)
         if "--why-out" in files:
             files.table("--why-out", found.why)
         if found.next is not None:

@@ -151,6 +151,7 @@ def _add_crowd(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", metavar="FILE", help="what is known of items: a table, or a .npy matrix")
     parser.add_argument("--feature-items", metavar="FILE", help="the items of the matrix's rows")
     parser.add_argument("--workers-out", metavar="FILE", help="quality of the workers; *.parquet or *.csv")
+    parser.add_argument("--copies-out", metavar="FILE", help="who repeats whose errors; *.parquet or *.csv")
     parser.add_argument("--catalog", type=Path, metavar="FILE", help="where statistics are kept (default: your cache)")
 
 

@@ -15,6 +15,8 @@ from gradbase.common.errors import StoreError
 
 MESSAGE_BYTES_MAX = 1 << 20
 _LENGTH = struct.Struct("<I")
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for every message
+_decode = json.JSONDecoder().decode
 
 
 class Gone(BrokenPipeError, EOFError):
@@ -43,7 +45,7 @@ class Channel:
 
     def send(self, *message: Any) -> None:
         """Send one message, from any thread. Raises Gone."""
-        body = json.dumps(message, separators=(",", ":")).encode()
+        body = _encode(message).encode()
         try:
             with self._sending:
                 self._socket.sendall(_LENGTH.pack(len(body)) + body)
@@ -86,7 +88,7 @@ class Channel:
         if len(self._read) < end:
             return None
         body, self._read = self._read[_LENGTH.size : end], self._read[end:]
-        message = json.loads(body)
+        message = _decode(body.decode())
         if not isinstance(message, list) or not message:
             raise StoreError("a message arrived that is no JSON array", "both ends must run the same gradbase")
         return message

@@ -1,4 +1,4 @@
-"""The profile of the CPU at hand, from a measurement of about a fifth of a second.
+"""The profile of the CPU at hand, from a measurement of about half a second.
 
 It stands for operators that were never measured, so it need not be exact; it must be of the right size. numpy's
 matrix product gives the arithmetic rate (with as many threads as its BLAS takes), a copy beyond all caches gives
@@ -31,6 +31,8 @@ from gradbase.cost._profiles import (
 
 _MATRIX = 512  # 0.27 GFLOP a product: milliseconds on one core, and well inside its caches' reach
 _COPY_BYTES = 64 * 2**20  # beyond the last-level cache of most machines
+# A core that has just waited, and BLAS threads that are just made, compute slowly for some tens of milliseconds.
+_WARM_S = 0.1
 _SECONDS_EACH = 0.05
 
 
@@ -45,7 +47,7 @@ class HostMeasurements:
 
 
 def measure_host() -> HostMeasurements:
-    """Measure arithmetic and bandwidth with numpy. About 0.2 s."""
+    """Measure arithmetic and bandwidth with numpy. About half a second."""
     return HostMeasurements(
         float32_flops_per_s=_matrix_flops_per_s(np.float32),
         float64_flops_per_s=_matrix_flops_per_s(np.float64),
@@ -150,10 +152,9 @@ def _copy_bytes_per_s() -> float:
 
 
 def _best_s(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of several runs, after one to warm up."""
-    work()
+    """Seconds of the fastest of several runs, those that warm up included: a peak is what was reached once."""
     best, spent = math.inf, 0.0
-    while spent < _SECONDS_EACH:
+    while spent < _WARM_S + _SECONDS_EACH:
         start = time.perf_counter()
         work()
         taken = max(time.perf_counter() - start, 1e-9)

@@ -81,16 +81,10 @@ def _pages_in(layout: Layout, pages: Sequence[Page], push: Any) -> Iterator[torc
 
 def _message(codec: Codec | None, page: torch.Tensor) -> Message:
     """A page through its codec if that gives back the same bits, else as it is."""
-    import torch
+    from gradbase.store.codec import Codec, encode, encode_again
 
-    from gradbase.store.codec import Codec, decode, encode
-
-    if codec is not None:
-        message = encode(codec, page)
-        again = decode(message, page.numel(), page.dtype)
-        if torch.equal(again.view(torch.uint8), page.view(torch.uint8)):
-            return message
-    return encode(Codec(), page)
+    message = None if codec is None else encode_again(codec, page)
+    return encode(Codec(), page) if message is None else message
 
 
 def _decoded(layout: Layout, page: Page, data: memoryview) -> tuple[bytes, memoryview]:

@@ -72,7 +72,7 @@ def crowd(
     next: how many labels most worth buying to list.
     state: what an earlier call returned as `state`, or the file it was saved to: labels are added to it.
     seed, memory, catalog: of training: the random numbers, the budget of a step as in `compile`, the statistics.
-    into: a DuckDB connection that gets the views crowd_truths, crowd_workers and crowd_next.
+    into: a DuckDB connection that gets the views crowd_truths, crowd_workers, crowd_copies and crowd_next.
     on_progress: called with (stage, done, total).
 
     Raises TableError for inputs that cannot be read or understood, UsageError for options that make no sense.
@@ -90,7 +90,8 @@ def crowd(
     bought = next_of(result, next) if next else None
     tables = tables_of(result, rows, notes, bought, evaluation)
     if into is not None:
-        register(into, {"crowd_truths": tables.truths, "crowd_workers": tables.workers, "crowd_next": bought})
+        views = {"truths": tables.truths, "workers": tables.workers, "copies": tables.copies, "next": bought}
+        register(into, {f"crowd_{name}": rows for name, rows in views.items()})
     return tables
 
 

@@ -1,4 +1,4 @@
-"""`crowd` as an operator over tables: labels in; truths, workers and reasons out."""
+"""`crowd` as an operator over tables: labels in; truths, workers, copies and reasons out."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class CrowdTables:
         interval that `probability` is of; for sets a row per item and label, and value is true or false.
     workers: worker, quality, quality_low, quality_high, claims, confusion (truth, label, probability; null where
         classes are many); for numbers also bias and deviation.
+    copies: copier, original, probability, evidence, shared, same: workers who repeat each other's errors.
     why: item, worker, label, reason, log_odds: the rows of an item sum to the log-odds of its value against the
         runner-up. For sets there is a column `tag`. Made when it is first asked for.
     next: item, gain: the labels most worth buying, best first.
@@ -56,6 +57,7 @@ class CrowdTables:
 
     truths: Any
     workers: Any
+    copies: Any
     next: Any
     kind: str
     counts: Mapping[str, int]
@@ -257,6 +259,7 @@ def tables_of(
     return CrowdTables(
         truths=_truths(result),
         workers=_workers(result),
+        copies=_copies(result),
         next=next_table,
         kind=claims.kind,
         counts={
@@ -265,6 +268,7 @@ def tables_of(
             "items": len(claims.items),
             "workers": len(claims.workers),
             "classes": len(claims.classes),
+            "copies": len(result.copies),
         },
         notes=tuple(notes),
         evaluation=evaluation,
@@ -324,6 +328,12 @@ def _workers(result: Result) -> Any:
     else:
         columns["confusion"] = confusions(workers.confusion, classes, len(claims.workers))
     return table(columns)
+
+
+def _copies(result: Result) -> Any:
+    copies, workers = result.copies, result.claims.workers
+    numbers = {name: getattr(copies, name) for name in ("probability", "evidence", "shared", "same")}
+    return table({"copier": named(workers, copies.copier), "original": named(workers, copies.original), **numbers})
 
 
 def _why(result: Result) -> Any:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gradbase.cluster.job import CodecChoice, Request
 from gradbase.cluster.local import LocalEngine
 from gradbase.cluster.steward import StepReport
+from gradbase.cluster.testing import Result, batches_used
 from gradbase.common.errors import UsageError
 from gradbase.store.files import DiskFiles
+from gradbase.store.machine.history import check
+from gradbase.store.machine.notes import Note
 from gradbase.store.recovery import verify_store
 from tests.cluster import recipes
 from tests.cluster.killing import killed_and_resumed
@@ -87,9 +91,41 @@ def test_the_driver_is_killed_and_the_same_bits_come_out(
     assert firsts[0] == 1 and firsts == sorted(firsts)
 
 
-def test_stale_gradients_go_through_codecs_too() -> None:
-    outcome = LocalEngine(Request(recipes.build, 2, 20, "ssp", 2, codec="onebit,*=onebit")).run()
-    assert outcome.steps == 20
+@pytest.mark.parametrize(("consistency", "codec"), [("ssp:1", "int8"), ("asp", "topk:0.1"), ("ssp:0", "onebit")])
+def test_stale_gradients_in_a_log_are_those_that_were_applied(tmp_path: Path, consistency: str, codec: str) -> None:
+    """One worker takes the batches in their order, so the bits are known. One that is new has left nothing out yet."""
+    extra = {"CONSISTENCY": consistency, "WORKERS": "1"}
+    given = f"{codec},*={codec}"
+    digest, firsts = killed_and_resumed("local", tmp_path / "store", 50, (15, 10), "physical", given, extra)
+    assert firsts[0] == 1 and firsts == sorted(firsts)
+    assert digest == recipes.plain(1, 50, codec, forgets=[first - 1 for first in firsts])
+    assert not [each for each in verify_store(DiskFiles(tmp_path / "store")) if each.damage]
+
+
+@pytest.mark.parametrize(("consistency", "codec"), [("ssp", "int8"), ("ssp", "onebit"), ("asp", "topk:0.1")])
+def test_stale_gradients_through_codecs_are_used_once_each(tmp_path: Path, consistency: Any, codec: str) -> None:
+    """Though a worker is killed; then the whole job is stopped, and goes on."""
+    history: list[Note] = []
+
+    def kill(report: StepReport) -> None:
+        others = [pid for pid in engine.processes() if pid != os.getpid()]
+        if report.batch == 9 and others:
+            os.kill(others[0], signal.SIGKILL)
+
+    for steps, resume in ((15, False), (25, True)):
+        staleness_steps = 2 if consistency == "ssp" else 0
+        given: dict[str, Any] = {"durability": "wal", "store": tmp_path / "store", "resume": resume}
+        request = Request(
+            recipes.build, 2, steps, consistency, staleness_steps, codec=f"{codec},*={codec}", **given
+        )
+        engine = LocalEngine(request, on_report=kill, note=history.append)
+        outcome = engine.run()
+        assert outcome.steps == steps and outcome.lost <= 1 - resume
+    job = request.job(25, recipes.SEED)
+    assert check(job, history) == []
+    for shard in range(job.shards):
+        used = batches_used(job, Result("", 0, history), shard)
+        assert used == dict.fromkeys(range(job.batches), 1)
 
 
 def test_a_physical_log_cannot_bring_residuals_back(tmp_path: Path) -> None:

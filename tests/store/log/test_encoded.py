@@ -69,7 +69,7 @@ def test_what_was_applied_comes_back_bit_for_bit(text: str, seed: int) -> None:
     assert raw_update(LAYOUT, 0, codec, as_bytes(buffers)) == b"".join(lanes)
 
 
-@pytest.mark.parametrize(("text", "times"), (("bf16", 1.4), ("int8", 2.5), ("topk:0.01", 8.0)))
+@pytest.mark.parametrize(("text", "times"), (("bf16", 1.4), ("int8", 2.5), ("topk:0.01", 8.0), ("onebit", 5.0)))
 def test_it_takes_few_bytes(text: str, times: float) -> None:
     lanes = pushes(text, 3)
     _, buffers = encoded_update(LAYOUT, 0, codecs(text), lanes)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradbase.tables.crowd import infer
+from gradbase.tables.crowd import Copies, infer
 from gradbase.tables.crowd._copies import heard_once
 from gradbase.tables.crowd._table import table_of
 from tests.tables.crowd.worlds import with_copiers, world
@@ -26,7 +26,7 @@ def test_a_crowd_is_not_taken_over_by_copiers(seed: int) -> None:
 
 def test_copied_votes_are_shared_by_those_who_agree() -> None:
     simulated = with_copiers(2, honest=8, copiers=4, copied=1.0)
-    table = heard_once(table_of(simulated.claims), 0)
+    table, _ = heard_once(table_of(simulated.claims), 0)
     group = table.worker >= 8
     assert (table.weight[~group] == 1).all()
     assert float(table.weight[group].max()) == 1.0 and float(table.weight[group].min()) < 0.25
@@ -49,7 +49,8 @@ def test_copied_votes_are_shared_by_those_who_agree() -> None:
 )
 def test_workers_on_their_own_are_no_copiers(crowd: dict, seed: int) -> None:
     table = table_of(world(seed, n_items=300, **crowd).claims)
-    assert heard_once(table, 0) is table
+    heard, copies = heard_once(table, 0)
+    assert heard is table and len(copies) == 0
 
 
 def test_who_copies_does_not_depend_on_names() -> None:
@@ -62,6 +63,28 @@ def test_who_copies_does_not_depend_on_names() -> None:
     first, second = infer(claims), infer(renamed)
     np.testing.assert_allclose(second.posterior[item][:, ::-1], first.posterior, atol=1e-6)
     np.testing.assert_allclose(second.workers.quality[worker], first.workers.quality, atol=1e-6)
+    known = {(worker[c], worker[o]): e for c, o, e in zip(*_pairs(first.copies), strict=True)}
+    assert known == {(c, o): pytest.approx(e) for c, o, e in zip(*_pairs(second.copies), strict=True)}
+
+
+def _pairs(copies: Copies) -> tuple[list[int], list[int], list[float]]:
+    return copies.copier.tolist(), copies.original.tolist(), copies.evidence.tolist()
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_who_copies_whom_is_told_with_its_evidence(seed: int) -> None:
+    """Worker 8 is copied by 9 to 12, in two labels of three: all are named, and nobody else."""
+    copies = infer(with_copiers(seed, honest=8, copiers=4, copied=0.67, n_items=1000).claims).copies
+    assert set(copies.copier.tolist()) | set(copies.original.tolist()) == set(range(8, 13))
+    assert {(c, 8) for c in range(9, 13)} <= set(zip(copies.copier.tolist(), copies.original.tolist(), strict=True))
+    assert (np.diff(copies.evidence) <= 0).all() and (copies.evidence > 3).all()
+    assert (copies.same <= copies.shared).all() and (copies.same > 0.5 * copies.shared).all()
+    assert len({frozenset(pair) for pair in zip(copies.copier, copies.original, strict=True)}) == len(copies)
+
+
+def test_two_who_say_the_same_are_named_either_way() -> None:
+    copies = infer(with_copiers(7, honest=8, copiers=1, copied=1.0).claims).copies
+    assert set(zip(copies.copier.tolist(), copies.original.tolist(), strict=True)) == {(8, 9), (9, 8)}
 
 
 def test_a_part_of_many_items_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,4 +92,6 @@ def test_a_part_of_many_items_is_enough(monkeypatch: pytest.MonkeyPatch) -> None
 
     simulated = with_copiers(4, honest=8, copiers=4, copied=1.0, n_items=2000)
     monkeypatch.setattr(_copies, "MEETINGS_MAX", 20_000)
-    assert float(heard_once(table_of(simulated.claims), 0).weight.min()) < 0.25
+    table, copies = heard_once(table_of(simulated.claims), 0)
+    assert float(table.weight.min()) < 0.25
+    assert set(copies.copier.tolist()) <= set(range(8, 13))

@@ -18,6 +18,7 @@ import torch
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.codecs import parse_codecs
+from gradbase.cluster.heap import freed_memory_kept
 from gradbase.cluster.job import STEPS_UNKNOWN, CodecChoice, Outcome, Request, Traffic
 from gradbase.cluster.local._choice import StoreChoice, measured_choice
 from gradbase.cluster.local._fork import ForkServer
@@ -89,7 +90,8 @@ class LocalEngine:
         threads = torch.get_num_threads()
         torch.set_num_threads(self._request.threads)
         try:
-            return self._run_until_done()
+            with freed_memory_kept(self._request.memory is None):  # a planned step frees nothing that is large
+                return self._run_until_done()
         finally:
             torch.set_num_threads(threads)
 

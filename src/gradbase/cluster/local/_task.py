@@ -11,6 +11,7 @@ import torch
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.codecs import parse_codecs
+from gradbase.cluster.heap import keep_freed_memory
 from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.servant import serve
@@ -46,6 +47,8 @@ class Task:
         """In a forked worker: channel and slab."""
         torch.set_num_threads(self.threads)
         channel = Channel.of_descriptor(fds[0])
+        if self.memory is None:
+            keep_freed_memory()
         try:
             assert self.recipe is not None
             where = self.map()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from gradbase.cluster.channel import Channel
+from gradbase.cluster.heap import freed_memory_kept
 from gradbase.cluster.local import Slab, Task, equip
 from gradbase.cluster.ray._beats import Beats
 from gradbase.cluster.ray._remote import PagesGone, RemoteMemory
@@ -81,6 +82,7 @@ class Servant:
             try:
                 closing.enter_context(Beats(channel))
                 learner, memory = self._equipped(number, closing)
+                closing.enter_context(freed_memory_kept(self._task.memory is None))
                 return serve(channel, learner, memory, number)
             except PagesGone:
                 return False

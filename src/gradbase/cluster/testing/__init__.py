@@ -7,7 +7,7 @@ how.
 
 from __future__ import annotations
 
-from gradbase.cluster.testing._checks import check_engine, engine_checks
+from gradbase.cluster.testing._checks import batches_used, check_engine, engine_checks
 from gradbase.cluster.testing._trials import Death, Engine, Result, Trial
 
-__all__ = ["Death", "Engine", "Result", "Trial", "check_engine", "engine_checks"]
+__all__ = ["Death", "Engine", "Result", "Trial", "batches_used", "check_engine", "engine_checks"]

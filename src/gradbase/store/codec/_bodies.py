@@ -31,10 +31,13 @@ _RETRIES = 4
 
 
 class Body(NamedTuple):
-    """A codec: `encode(values, share) -> (body, extra)` and `decode(header, body, out)`."""
+    """A codec: `encode(values, share) -> (body, extra)` and `decode(header, body, out)`; `again` encodes what was
+    decoded, where `encode` would not give the same back.
+    """
 
     encode: Callable[[Floats, float], tuple[Bytes, int]]
     decode: Callable[[Header, memoryview, Floats], None]
+    again: Callable[[Floats, float], tuple[Bytes, int]] | None = None
 
 
 def _encode_bf16(values: Floats, share: float) -> tuple[Bytes, int]:
@@ -79,6 +82,16 @@ def _encode_onebit(values: Floats, share: float) -> tuple[Bytes, int]:
     for part, scale, sign in _squares(values, scales, _signs(bits, len(values)), ONEBIT_BLOCK):
         np.mean(np.abs(part, out=_scratch(part)), axis=1, out=scale)
         _subtract(part, sign, scale)
+    return out, ONEBIT_BLOCK
+
+
+def _again_onebit(values: Floats, share: float) -> tuple[Bytes, int]:
+    """Of what was decoded: the one magnitude of each block, which the mean of many only comes close to."""
+    blocks = _blocks(len(values), ONEBIT_BLOCK)
+    out, (scales, bits) = _body((blocks, np.float32), (-(-len(values) // 8), np.uint8))
+    bits[:] = np.packbits(~np.signbit(values))
+    for part, scale, _ in _squares(values, scales, values, ONEBIT_BLOCK):
+        np.max(np.abs(part, out=_scratch(part)), axis=1, out=scale)
     return out, ONEBIT_BLOCK
 
 
@@ -160,7 +173,7 @@ BODIES: Mapping[str, Body] = {
     "bf16": Body(_encode_bf16, _decode_bf16),
     "int8": Body(_encode_int8, _decode_int8),
     "topk": Body(_encode_topk, _decode_topk),
-    "onebit": Body(_encode_onebit, _decode_onebit),
+    "onebit": Body(_encode_onebit, _decode_onebit, _again_onebit),
 }
 
 

@@ -80,6 +80,18 @@ def encode(codec: Codec, page: torch.Tensor, residual: torch.Tensor | None = Non
     return Message(pack_header(codec.name, dtype, extra, page.numel(), len(out)), out.data)
 
 
+def encode_again(codec: Codec, page: torch.Tensor) -> Message | None:
+    """Encode a page that was decoded, so that the same bits come back; None where they would not."""
+    again = BODIES[codec.name].again if codec.lossy else None
+    if again is None or page.numel() == 0 or page.dtype != torch.float32:
+        message = encode(codec, page)
+    else:
+        out, extra = again(page.numpy(), codec.share)
+        message = Message(pack_header(codec.name, "float32", extra, page.numel(), len(out)), out.data)
+    decoded = decode(message, page.numel(), page.dtype)
+    return message if torch.equal(decoded.view(torch.uint8), page.view(torch.uint8)) else None
+
+
 def _encodable(total: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether every value is a number, and rounding cannot carry it beyond the largest of `dtype`; False for NaN."""
     least, most = torch.aminmax(total)

@@ -1,15 +1,20 @@
-"""The classifier p(truth | features): a small network, trained by gradbase's own engine, and its cross-fitting.
+"""The classifier p(truth | features): a network, trained by gradbase's own engine, and its cross-fitting.
 
 Items are told what they are by networks that have not seen them: folds come from the content of the features, so that
 items with the same features are in one fold. All folds and rounds run through one compiled step; parameters and
 optimizer state are set back in place in between. The last layer starts at zero: no class is ahead by chance.
+
+A network may have hidden layers or none, and those without are held to small weights. Which shape serves depends on the
+features (of an embedding mostly the linear one, of measurements often the other) and shows in what is told of items
+that were not seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,10 +29,24 @@ HIDDEN = 64
 BATCH_ITEMS = 256
 RATE = 3e-3
 DECAY = 1e-2
+WARM_PART = 3  # of the steps, one in so many is taken when training goes on
 WARM_SHARE = 0.25  # of the steps, in which the rate rises; then it falls to nothing
 
 Weights = dict[str, Tensor]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a network: `hidden` units in each of two layers (0: it is linear), `penalty` on half of the squared weights of
+    a linear one, beside the mean cross entropy of an item in nats."""
+
+    hidden: int
+    penalty: float = 0.0
+
+
+DEEP = Shape(HIDDEN)
+SHAPES = (DEEP, *(Shape(0, penalty) for penalty in (0.01, 0.03, 0.1, 0.3)))
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,7 @@ class Classifier:
     encoder: Encoder
     networks: tuple[Weights, ...]
     n_classes: int
+    shape: Shape = DEEP
 
     def predict(self, features: Features) -> Floats:
         encoded = self.encoder(features)
@@ -44,32 +64,35 @@ class Classifier:
 
     def log_chances(self, encoded: Tensor) -> Tensor:
         """float32[n, K]: the folds' mean log chances."""
-        model = network(encoded.shape[1], self.n_classes)
+        model = network(self.shape, encoded.shape[1], self.n_classes)
         return torch.stack([_told(model, weights, encoded) for weights in self.networks]).mean(0)
 
 
-def network(width: int, n_classes: int) -> nn.Sequential:
-    model = nn.Sequential(
-        nn.Dropout(0.1),
-        nn.Linear(width, HIDDEN),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.Linear(HIDDEN, n_classes),
-    )
-    last = model[-1]
-    assert isinstance(last, nn.Linear)
+def network(shape: Shape, width: int, n_classes: int) -> nn.Sequential:
+    last = nn.Linear(shape.hidden or width, n_classes)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return model
+    if not shape.hidden:
+        return nn.Sequential(last)
+    return nn.Sequential(
+        nn.Dropout(0.1),
+        nn.Linear(width, shape.hidden),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(shape.hidden, shape.hidden),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        last,
+    )
 
 
-def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross entropy to soft targets."""
-    encoded, target = batch
-    return -(target * torch.log_softmax(model(encoded), 1)).sum(1).mean()
+def _loss(model: nn.Sequential, batch: Batch) -> Tensor:
+    """Cross entropy to soft targets, and the penalty on the weights of the last layer."""
+    encoded, target, penalty = batch
+    last = model[-1]
+    assert isinstance(last, nn.Linear)
+    error = -(target * torch.log_softmax(model(encoded), 1)).sum(1).mean()
+    return error + 0.5 * penalty * (last.weight * last.weight).sum()
 
 
 def _told(model: nn.Module, weights: Weights, encoded: Tensor) -> Tensor:
@@ -85,15 +108,18 @@ def _told(model: nn.Module, weights: Weights, encoded: Tensor) -> Tensor:
 class Trainer:
     """Trains networks on parts of one matrix; use it as a context manager."""
 
-    def __init__(self, encoded: Tensor, n_classes: int, config: Config) -> None:
+    def __init__(self, encoded: Tensor, n_classes: int, hidden: int, config: Config) -> None:
         """`encoded` float32[n, d], in an order that belongs to the content."""
         self._encoded = encoded
         self._config = config
-        self._model = network(encoded.shape[1], n_classes)
+        self._network = partial(network, Shape(hidden), encoded.shape[1], n_classes)
+        self._model = self._network()
         self._first = {name: value.clone() for name, value in self._model.state_dict().items()}
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=RATE, weight_decay=DECAY)
+        decay = DECAY if hidden else 0.0
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=RATE, weight_decay=decay)
         self._size = min(BATCH_ITEMS, len(encoded))
-        batch = encoded[: self._size].clone(), torch.full((self._size, n_classes), 1.0 / n_classes)
+        even = torch.full((self._size, n_classes), 1.0 / n_classes)
+        batch = encoded[: self._size].clone(), even, torch.zeros(())
         self._step = compiled.compile(
             self._model, _loss, self._optimizer, batch, memory=config.memory, catalog=config.catalog
         )
@@ -104,26 +130,27 @@ class Trainer:
     def __exit__(self, *_: object) -> None:
         self._step.close()
 
-    def train(self, rows: Tensor, target: Tensor, seed: int) -> Weights:
-        """Weights after training on `rows` int64[m] towards `target` float32[n, K]."""
-        self._reset()
+    def train(self, rows: Tensor, target: Tensor, penalty: float, seed: int, start: Weights | None = None) -> Weights:
+        """Weights after training on `rows` int64[m] towards `target` float32[n, K], on from `start` if given."""
+        self._reset(start or self._first)
+        held, steps = torch.tensor(penalty), self._config.steps // (WARM_PART if start else 1)
         generator = torch.Generator().manual_seed(seed)
-        for step in range(self._config.steps):
-            self._optimizer.param_groups[0]["lr"] = RATE * _schedule(step, self._config.steps)
+        for step in range(steps):
+            self._optimizer.param_groups[0]["lr"] = RATE * _schedule(step, steps)
             chosen = rows[torch.randint(len(rows), (self._size,), generator=generator)]
-            self._step((self._encoded[chosen], target[chosen]))
+            self._step((self._encoded[chosen], target[chosen], held))
         return {name: value.detach().clone() for name, value in self._model.state_dict().items()}
 
-    def _reset(self) -> None:
+    def _reset(self, weights: Weights) -> None:
         with torch.no_grad():
             for name, value in self._model.state_dict().items():
-                value.copy_(self._first[name])
+                value.copy_(weights[name])
             for state in self._optimizer.state.values():
                 for value in state.values():
                     value.zero_()
 
     def told(self, weights: Weights, rows: Tensor) -> Tensor:
-        return _told(network(self._encoded.shape[1], len(weights["7.bias"])), weights, self._encoded[rows])
+        return _told(self._network(), weights, self._encoded[rows])
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -135,20 +162,28 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def cross_fitted(
-    trainer: Trainer, folds: NDArray[np.int64], known: Tensor, target: Tensor, seed: int
+    trainer: Trainer,
+    penalty: float,
+    folds: NDArray[np.int64],
+    known: Tensor,
+    target: Tensor,
+    seed: int,
+    start: Sequence[Weights] = (),
 ) -> tuple[Tensor, tuple[Weights, ...]]:
     """Log chances float32[n, K] of every item by networks that did not see it, and the networks.
 
-    `known` bool[n] are the items with labels, which are trained on; others are told by all networks together.
+    `known` bool[n] are the items with labels, which are trained on; others are told by all networks together. `start`
+    are networks of the same folds to go on from.
     """
     fold = torch.from_numpy(folds)
     chances = torch.zeros_like(target)
-    networks = []
+    networks: list[Weights] = []
     for number in sorted(set(folds.tolist())):
         rows = torch.nonzero(known & (fold != number))[:, 0]
         if len(rows) == 0:  # all that is known is in one fold: nothing else can tell about it
             continue
-        weights = trainer.train(rows, target, seed + number)
+        first = start[len(networks)] if start else None
+        weights = trainer.train(rows, target, penalty, seed + number, first)
         networks.append(weights)
         own = torch.nonzero(known & (fold == number))[:, 0]
         chances[own] = trainer.told(weights, own)
@@ -156,6 +191,26 @@ def cross_fitted(
     if networks and len(others):
         chances[others] = torch.stack([trainer.told(weights, others) for weights in networks]).mean(0)
     return chances, tuple(networks)
+
+
+@contextmanager
+def best_trainer(
+    encoded: Tensor, folds: NDArray[np.int64], known: Tensor, target: Tensor, config: Config
+) -> Iterator[tuple[Trainer, Shape]]:
+    """The shape that tells best, out of fold, what `target` float32[n, K] says of the items that are `known`."""
+    with ExitStack() as stack:
+        trainers = {
+            hidden: stack.enter_context(Trainer(encoded, target.shape[1], hidden, config))
+            for hidden in {shape.hidden: None for shape in SHAPES}
+        }
+        told: dict[Shape, float] = {}
+        for shape in SHAPES:
+            chances, _ = cross_fitted(trainers[shape.hidden], shape.penalty, folds, known, target, config.seed)
+            told[shape] = float((target * chances)[known].sum())
+            if config.on_progress:
+                config.on_progress("shape", len(told), len(SHAPES))
+        best = max(told, key=told.__getitem__)
+        yield trainers[best.hidden], best
 
 
 @contextmanager

@@ -13,7 +13,7 @@ Srivastava (Integrating Conflicting Data: The Role of Source Dependence, VLDB 20
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gradbase.tables.crowd._noise import item_hashes, scramble
 from gradbase.tables.crowd._table import Table
-from gradbase.tables.crowd._types import Floats, Ints
+from gradbase.tables.crowd._types import Copies, Floats, Ints
 from gradbase.tables.crowd._workers import CONFUSION_ENTRIES_MAX, confusion_of
 
 CHANCES = (0.6, 0.9)  # of a label to be copied: below one half people rather have the same habits
@@ -31,12 +31,12 @@ ERRORS_MIN = 6  # of a worker, on items of both
 MEETINGS_MAX = 2_000_000  # pairs of claims on one item; of more, copying is looked for on a part of the items
 CONFORMITY_ROUNDS = 10
 PASSES = 3
-TIED = 1e-4  # votes: less is no difference
+TIED = 1e-4  # of votes, or of evidence: less is no difference
 
 
 @dataclass(frozen=True)
 class _Meetings:
-    """Two claims on one item each, the first outvoted: `first` and `second` int64[n] number claims of the table,
+    """Two claims on one item each, the first outvoted (`left` is the original, `right` the copier): `first` and `second` int64[n] number claims of the table,
     `pair` int64[n] is the code of their workers among `left`, `right` int64[n_pairs]."""
 
     first: Ints
@@ -46,26 +46,41 @@ class _Meetings:
     right: Ints
 
 
-def heard_once(table: Table, seed: int) -> Table:
-    """The table with copied votes shared; the same table where nobody is found to copy."""
+def heard_once(table: Table, seed: int) -> tuple[Table, Copies]:
+    """The table with copied votes shared, and who copies; the same table where nobody is found to."""
+    copies = Copies.none()
     if table.n_classes < 2 or table.n_workers * table.n_classes**2 > CONFUSION_ENTRIES_MAX:
-        return table
-    left, right, chances = (np.empty(0, dtype=kind) for kind in (np.int64, np.int64, np.float64))
+        return table, copies
     heard = table
     for _ in range(PASSES):
-        known = len(chances)
-        found = _copied(heard, seed)
-        together = np.concatenate([np.stack([left, right]), np.stack(found[:2])], 1)
-        (left, right), place = np.unique(together, axis=1, return_index=True)
-        chances = np.concatenate([chances, found[2]])[place]
-        if len(chances) == known:
-            return heard
-        heard = _shared(table, _groups(table.n_workers, left, right), float(chances.mean()))
-    return heard
+        known = len(copies)
+        copies = _together(copies, _copied(heard, seed))
+        if len(copies) == known:
+            break
+        groups = _groups(table.n_workers, copies.original, copies.copier)
+        heard = _shared(table, groups, float(copies.probability.mean()))
+    return heard, _one_way(copies)
 
 
-def _copied(table: Table, seed: int) -> tuple[Ints, Ints, Floats]:
-    """Pairs of workers, and the chance by which one repeats the other."""
+def _together(known: Copies, found: Copies) -> Copies:
+    """Pairs of both, those that were known as they were."""
+    every = Copies(*(np.concatenate([getattr(known, f.name), getattr(found, f.name)]) for f in fields(Copies)))
+    _, place = np.unique(np.stack([every.original, every.copier]), axis=1, return_index=True)
+    return every.rows(place)
+
+
+def _one_way(copies: Copies) -> Copies:
+    """Of two directions the one with more evidence, the strongest pairs first."""
+    low, high = np.minimum(copies.copier, copies.original), np.maximum(copies.copier, copies.original)
+    _, pair = np.unique(np.stack([low, high]), axis=1, return_inverse=True)
+    best = np.full(len(copies), -np.inf)
+    np.maximum.at(best, pair.reshape(-1), copies.evidence)
+    chosen = copies.rows(copies.evidence >= best[pair.reshape(-1)] - TIED)
+    return chosen.rows(np.lexsort([chosen.copier, chosen.original, -chosen.evidence]))
+
+
+def _copied(table: Table, seed: int) -> Copies:
+    """Pairs of workers of whom one repeats the other's errors, in both directions."""
     part = _part(table, seed)
     believed = _outcome(part.votes())
     meetings = _meetings(part, believed)
@@ -75,7 +90,10 @@ def _copied(table: Table, seed: int) -> tuple[Ints, Ints, Floats]:
     first, second = (evidence[best, side, np.arange(len(best))] for side in (0, 1))
     enough = EVIDENCE + np.log(max(len(best), 1))
     kept = (np.minimum(first, second) > HALF_EVIDENCE) & (first + second > enough)
-    return meetings.left[kept], meetings.right[kept], np.array(CHANCES)[best[kept]]
+    alike = (part.label[meetings.first] == part.label[meetings.second]).numpy()
+    shared, same = (np.bincount(meetings.pair, weight, len(best)).astype(np.int64) for weight in (None, alike))
+    chance = np.array(CHANCES)[best]
+    return Copies(meetings.right, meetings.left, chance, first + second, shared, same).rows(kept)
 
 
 def _part(table: Table, seed: int) -> Table:

@@ -60,7 +60,7 @@ def infer(
 def _classes(
     claims: Claims, features: Features | None, config: Config, start: dict[str, Fit], settled: int
 ) -> Result:
-    table = heard_once(table_of(claims), config.seed)
+    table, copies = heard_once(table_of(claims), config.seed)
     opinion = judge(table, None, config.seed, start, config.on_progress)
     claim_count = np.diff(table.item_starts.numpy()).astype(np.int64)
     posterior, tilt, classifier = opinion.posterior, None, None
@@ -83,6 +83,7 @@ def _classes(
         explain=lambda: why_of(table, posterior, value, runner_up, tilt),
         state=State(claims, opinion.fits, settled),
         classifier=classifier,
+        copies=copies,
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gradbase.common.errors import UsageError
-from gradbase.tables.crowd._classifier import Classifier, Trainer, cross_fitted, own_randomness
+from gradbase.tables.crowd._classifier import Classifier, Weights, best_trainer, cross_fitted, own_randomness
 from gradbase.tables.crowd._features import Encoder, content_hashes
 from gradbase.tables.crowd._noise import scramble
 from gradbase.tables.crowd._table import Table
@@ -57,23 +57,28 @@ def with_features(
     crowd = torch.where(labelled[:, None], crowd, crowd[labelled].mean(0))
     order = np.argsort(hashes := content_hashes(features), kind="stable")
     folds = (scramble(hashes[order] + np.uint64(config.seed)) % np.uint64(config.folds)).astype(np.int64)
-    encoder, place = Encoder.of(features), torch.from_numpy(order)
+    encoder, place, back = Encoder.of(features), torch.from_numpy(order), torch.from_numpy(np.argsort(order))
     posterior, answer, chances, trust = crowd, crowd, None, 0.0
-    with own_randomness(config.seed), Trainer(encoder(features)[place], crowd.shape[1], config) as trainer:
-        for turn in range(config.rounds):
-            seed = config.seed + 100 * turn
-            told, _ = cross_fitted(trainer, folds, labelled[place], posterior[place].float(), seed)
-            now = torch.empty_like(crowd)
-            now[place] = told.double()
+    known = labelled[place]
+    with (
+        own_randomness(config.seed),
+        best_trainer(encoder(features)[place], folds, known, crowd[place].float(), config) as (trainer, shape),
+    ):
+        networks: tuple[Weights, ...] = ()
+        for turn in range(config.rounds + 1):
+            target, seed = (posterior if turn < config.rounds else answer), config.seed + 100 * turn
+            start = () if shape.hidden else networks  # what is linear has one optimum, and is near it
+            told, networks = cross_fitted(trainer, shape.penalty, folds, known, target[place].float(), seed, start)
+            if turn == config.rounds:
+                break
+            now = told.double()[back]
             if chances is None:
                 trust = _trust(now[labelled], crowd[labelled])  # while the crowd alone is what was taught
             chances = now if chances is None else MEMORY * chances + (1 - MEMORY) * now
             posterior, answer, tilt = _weigh(table, crowd, labelled, posterior, chances, trust)
             if config.on_progress:
                 config.on_progress("classifier", turn + 1, config.rounds)
-        last = config.seed + 100 * config.rounds
-        _, networks = cross_fitted(trainer, folds, labelled[place], answer[place].float(), last)
-    return Informed(answer, tilt, Classifier(encoder, networks, crowd.shape[1]))
+    return Informed(answer, tilt, Classifier(encoder, networks, crowd.shape[1], shape))
 
 
 def _weigh(

@@ -25,7 +25,7 @@ ANSWERS = np.array([0, 1])  # no, yes
 def sets(claims: Claims, config: Config, start: dict[str, Fit], settled: int) -> Result:
     """The result for claims of kind "sets"."""
     n_items, n_tags = len(claims.items), len(claims.classes)
-    table = heard_once(table_of(as_questions(claims)), config.seed)
+    table, copies = heard_once(table_of(as_questions(claims)), config.seed)
     first = judge(table, None, config.seed, start, config.on_progress)
     tilt = _commonness(first.posterior, n_tags)
     opinion: Opinion = judge(table, tilt, config.seed, first.fits, config.on_progress)
@@ -43,6 +43,7 @@ def sets(claims: Claims, config: Config, start: dict[str, Fit], settled: int) ->
         workers=workers_of(table, opinion.posterior),
         explain=lambda: _of_tags(why_of(table, opinion.posterior, flat, 1 - flat, tilt), flat, n_tags),
         state=State(claims, opinion.fits, settled),
+        copies=copies,
     )
 
 

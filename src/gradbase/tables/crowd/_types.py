@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -153,7 +153,7 @@ class Config:
     memory: str | int | float | None = None
     catalog: str | os.PathLike[str] | None = None
     folds: int = 5
-    rounds: int = 7
+    rounds: int = 16
     steps: int = 300
     on_progress: Progress | None = None
 
@@ -176,6 +176,36 @@ class Workers:
     confusion: Floats | None = None
     bias: Floats | None = None
     deviation: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Who repeats whose errors: one row per pair, the strongest evidence first.
+
+    `copier`, `original` int64[n] codes of workers, `probability` that a label is copied, `evidence` log-odds of copying
+    against two workers on their own, `shared` int64[n] how often the original was outvoted where both answered, `same`
+    in how many of these the copier said the same. A pair is named in the direction that has more evidence; in both where
+    both have as much, as with workers who always say the same.
+    """
+
+    copier: Ints
+    original: Ints
+    probability: Floats
+    evidence: Floats
+    shared: Ints
+    same: Ints
+
+    def __len__(self) -> int:
+        return len(self.copier)
+
+    @classmethod
+    def none(cls) -> Copies:
+        no_codes, no_numbers = np.empty(0, dtype=np.int64), np.empty(0)
+        return cls(no_codes, no_codes, no_numbers, no_numbers, no_codes, no_codes)
+
+    def rows(self, chosen: Any) -> Copies:
+        """The chosen rows, in the order that is given."""
+        return Copies(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -206,7 +236,8 @@ class Result:
     - sets: `value` bool[n_items, K], `posterior` and `probability` float64[n_items, K] of yes and of the value.
 
     `claim_count` int64[n_items] counts distinct claims. `classifier` predicts items nobody labelled, where
-    features were given. `state` are the statistics to go on from.
+    features were given. `state` are the statistics to go on from, `copies` the workers who were found to copy (none among
+    numbers, nor where classes are too many for confusion matrices).
     """
 
     claims: Claims
@@ -221,6 +252,7 @@ class Result:
     state: State
     interval: Floats | None = None
     classifier: Classifier | None = None
+    copies: Copies = field(default_factory=Copies.none)
 
     def why(self) -> Why:
         """One row per claim and prior; made when asked for."""

@@ -31,6 +31,7 @@ def crowd_page(tables: CrowdTables, title: str) -> str:
         _cards([*cards, *_evaluation_cards(tables.evaluation)]),
         _belief(tables.evaluation, tables.truths),
         _quality("Workers", tables.workers, "worker"),
+        _table_of("Who copies whom", tables.copies),
         _contested(tables.truths, ["item"], tables.why, who="worker", what="label"),
         _table_of("Labels most worth buying", tables.next),
     ]

@@ -82,7 +82,7 @@ def plain(lanes: int, steps: int, codec: str = "none", forgets: Container[int] =
             torch.manual_seed(forward_seed(SEED, step * lanes + lane))
             exact = torch.autograd.grad(loss(recipe.model, stream.get(step * lanes + lane)), parameters)
             gradients = [
-                squeezed(codec, gradient, residuals.setdefault((lane, n), torch.zeros(gradient.numel())))
+                squeezed(codec, step, gradient, residuals.setdefault((lane, n), torch.zeros(gradient.numel())))
                 for n, gradient in enumerate(exact)
             ]
             sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
@@ -96,9 +96,9 @@ def plain(lanes: int, steps: int, codec: str = "none", forgets: Container[int] =
     return digest(recipe.model)
 
 
-def squeezed(codec: str, gradient: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+def squeezed(codec: str, step: int, gradient: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """What arrives of a gradient."""
-    message = encode(parse_codec(codec), gradient.flatten(), residual)
+    message = encode(parse_codec(codec).at(step), gradient.flatten(), residual)
     return decode(message, gradient.numel()).view(gradient.shape)
 
 

@@ -79,6 +79,10 @@ class Feedback:
             self._lanes[lane].load_state(self._load(lane) if self._codecs else {})
         return self._lanes[lane]
 
+    def begin(self, lane: int, step: int) -> None:
+        """A gradient of the lane is about to come, of this step of the job."""
+        self.of_lane(lane).step = step
+
     def squeeze(self, lane: int, number: int, page: torch.Tensor) -> None:
         """Replace a page's gradient, flat, by what would arrive of it on the other side of a link."""
         if number in self._codecs:

@@ -41,8 +41,8 @@ class Memory(Protocol):
     def buffers(self, lane: int) -> Mapping[nn.Parameter, torch.Tensor]:
         """Where the gradients of a lane go."""
 
-    def before(self, lane: int) -> None:
-        """Called before a gradient is computed: what the model reads must be in place."""
+    def before(self, lane: int, number: int) -> None:
+        """Called before the gradient of a micro-batch is computed: what the model reads must be in place."""
 
     def complete(self, lane: int, parameter: nn.Parameter) -> None:
         """Called within the backward pass, when the gradient of one parameter is in its buffer."""
@@ -98,7 +98,7 @@ def _compute(channel: Channel, learner: Learner, memory: Memory, ticket: int, la
     except IndexError:
         channel.send("ended", ticket)
         return
-    memory.before(lane)
+    memory.before(lane, number)
     loss = learner.gradient(number, batch, memory.buffers(lane), partial(memory.complete, lane))
     memory.after(lane)
     _tell_plan(channel, learner)

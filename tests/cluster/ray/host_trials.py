@@ -137,8 +137,11 @@ def replaced(folder: Path, *, silent: bool, codec: str = "none") -> dict[str, An
     return {"back_s": back_s, **judged(job.interrupt(), codec=codec.split(",")[0])}
 
 
-def apart(folder: Path, *, for_s: float) -> dict[str, Any]:
-    """The network is gone for so long. The caller goes on alone, and the other is back some time after."""
+def apart(folder: Path, *, for_s: float, dead: bool) -> dict[str, Any]:
+    """The network is gone for so long, or until the other is given up, if that is longer; the caller goes on alone.
+
+    dead: so long that Ray's node ends, too, when it hears again what was thought of it, and has to be started again.
+    """
     head, far = cluster()
     job = Job(head, "--codec", "none", "--store", str(folder / f"apart-{for_s:g}"))
     job.steps_of(1, 10)
@@ -150,6 +153,10 @@ def apart(folder: Path, *, for_s: float) -> dict[str, Any]:
         longest_s, last_s = max(longest_s, time.monotonic() - last_s), time.monotonic()
     far.up()
     began_s = time.monotonic()
+    if dead:
+        while far.run(["sh", "-c", "pgrep -x raylet || true"]):
+            time.sleep(0.5)
+        far.start_ray(head, cpus=1)
     job.steps_of(1, 10)
     back_s = time.monotonic() - began_s
     return {"longest_pause_s": longest_s, "back_s": back_s, **judged(job.interrupt())}
@@ -161,10 +168,11 @@ def stopped(folder: Path) -> dict[str, Any]:
     job = Job(head, "--codec", "none")
     job.steps_of(1, 10)
     began_s = time.monotonic()
-    far.run(["sh", "-c", "kill -STOP $(pgrep -f ray::Servant)"])
+    signalled = "kill -{} $(pgrep -f ^ray::Servant)"  # as Ray names the process
+    far.run(["sh", "-c", signalled.format("STOP")])
     job.steps_of(0, 5)
     pause_s = time.monotonic() - began_s
-    far.run(["sh", "-c", "kill -CONT $(pgrep -f ray::Servant)"])
+    far.run(["sh", "-c", signalled.format("CONT")])
     job.steps_of(1, 10)  # it finds out that it was given up, and calls again
     return {"pause_s": pause_s, **judged(job.interrupt())}
 
@@ -201,8 +209,8 @@ LONG: dict[str, Callable[[Path], dict[str, Any]]] = {
     "replaced": functools.partial(replaced, silent=False),
     "replaced in silence": functools.partial(replaced, silent=True),
     "replaced under a codec": functools.partial(replaced, silent=False, codec=INT8),
-    "apart for 8 s": functools.partial(apart, for_s=8.0),
-    "apart for 60 s": functools.partial(apart, for_s=60.0),
+    "apart": functools.partial(apart, for_s=8.0, dead=False),
+    "apart for long": functools.partial(apart, for_s=60.0, dead=True),
     "stopped": stopped,
     "resumed": resumed,
     "three": three,

@@ -220,15 +220,30 @@ def test_positions_outside_the_page_are_refused(body, words):
         read(header + body, 16)
 
 
-@pytest.mark.parametrize("text", ["", "gzip", "int8:2", "topk:0", "topk:2", "topk:x", "topk:", "topk:nan"])
+UNKNOWN = ["", "gzip", "int8:", "int8:2", "topk:0", "topk:2", "topk:x", "topk:", "topk:nan", "onebit:1.5"]
+
+
+@pytest.mark.parametrize("text", [*UNKNOWN, "topk:0.1:-1", "topk:0.1:2:3"])
 def test_unknown_codecs_are_refused(text):
     with pytest.raises(UsageError, match="no codec"):
         parse_codec(text)
 
 
-@pytest.mark.parametrize("text", ["none", "bf16", "int8", "onebit", "topk:0.05"])
+@pytest.mark.parametrize("text", ["none", "bf16", "int8", "onebit", "onebit:0", "topk:0.05", "topk:0.05:7"])
 def test_codecs_print_as_they_are_written(text):
     assert str(parse_codec(text)) == text
+
+
+def test_a_warm_up_leaves_out_ever_more():
+    codec = parse_codec("topk:0.01:100")
+    shares = [codec.at(step).share for step in range(120)]
+    assert shares[0] == 0.25 and shares == sorted(shares, reverse=True) and set(shares[100:]) == {0.01}
+    assert parse_codec("topk:0.5:100").at(3).share == 0.5
+    assert [str(parse_codec("onebit:2").at(step)) for step in (1, 2)] == ["none", "onebit:2"]
+    assert parse_codec("int8").at(0) == Codec("int8")
+    compressor = Compressor({0: codec})
+    compressor.step = 0
+    assert np.count_nonzero(read(b"".join(compressor.encode(0, torch.randn(4000))), 4000)) == 1000
 
 
 SPEEDS = {

@@ -86,6 +86,13 @@ def test_what_a_codec_cannot_give_back_is_logged_as_it_is() -> None:
     assert raw_update(LAYOUT, 0, codec, as_bytes(buffers)) == b"".join(held)
 
 
+def test_what_a_warm_up_kept_more_of_is_logged_in_its_bytes() -> None:
+    lanes = pushes("topk:0.2", 4)
+    codec, buffers = encoded_update(LAYOUT, 0, codecs("topk:0.01"), lanes)
+    assert sum(map(len, lanes)) > 1.5 * len(as_bytes(buffers))
+    assert raw_update(LAYOUT, 0, codec, as_bytes(buffers)) == b"".join(lanes)
+
+
 def test_without_codecs_it_is_raw() -> None:
     lanes = pushes("none", 1)
     codec, buffers = encoded_update(LAYOUT, 0, {}, lanes)

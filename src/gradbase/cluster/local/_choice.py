@@ -45,7 +45,7 @@ def _gradient_us(learner: Learner, memory: LocalMemory) -> float:
     """Of the second time: the first plans, allocates, and warms caches."""
 
     def gradient() -> None:
-        memory.before(0)
+        memory.before(0, 0)
         learner.gradient(0, batch, memory.buffers(0))
 
     try:

@@ -225,8 +225,9 @@ class LocalMemory:
             self._lanes[lane] = {p: self._pages.tensor(base, name) for p, name in self._parameters.items()}
         return self._lanes[lane]
 
-    def before(self, lane: int) -> None:
+    def before(self, lane: int, number: int) -> None:
         """Under bsp, take the buffers of this version; where parameters are copies, buffers were fetched with them."""
+        self._feedback.begin(lane, number // self._map.lanes)
         if self._shared:
             for name, buffer in self._model_buffers.items():
                 buffer.copy_(self._stored[name])

@@ -170,9 +170,9 @@ class RemoteMemory:
     def buffers(self, lane: int) -> Mapping[nn.Parameter, torch.Tensor]:
         return self._gradients
 
-    def before(self, lane: int) -> None:
+    def before(self, lane: int, number: int) -> None:
         self._lane = lane
-        self._feedback.of_lane(lane)
+        self._feedback.begin(lane, number // self._map.lanes)
         if self._shared:
             for shard in range(self._map.layout.shard_count):
                 self.fetch(shard)

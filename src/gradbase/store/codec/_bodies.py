@@ -32,7 +32,7 @@ _RETRIES = 4
 
 class Body(NamedTuple):
     """A codec: `encode(values, share) -> (body, extra)` and `decode(header, body, out)`; `again` encodes what was
-    decoded, where `encode` would not give the same back.
+    decoded, where `encode` would not give the same back, and leaves it as it was.
     """
 
     encode: Callable[[Floats, float], tuple[Bytes, int]]
@@ -120,12 +120,21 @@ _SIGNS: Floats = (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
 
 
 def _encode_topk(values: Floats, share: float) -> tuple[Bytes, int]:
-    wanted = min(math.ceil(len(values) * share), len(values))
-    positions = largest(values, wanted)
+    positions = largest(values, min(math.ceil(len(values) * share), len(values)))
+    body = _kept(values, positions)
+    values[positions] = 0
+    return body
+
+
+def _again_topk(values: Floats, share: float) -> tuple[Bytes, int]:
+    """Of what was decoded: all that was kept, whatever the share was then."""
+    return _kept(values, np.flatnonzero(values))
+
+
+def _kept(values: Floats, positions: NDArray[np.intp]) -> tuple[Bytes, int]:
     out, (places, kept) = _body((len(positions), np.int32), (len(positions), np.float32))
     places[:] = positions
     kept[:] = values[positions]
-    values[positions] = 0
     return out, len(positions)
 
 
@@ -172,7 +181,7 @@ def _decode_topk(header: Header, body: memoryview, out: Floats) -> None:
 BODIES: Mapping[str, Body] = {
     "bf16": Body(_encode_bf16, _decode_bf16),
     "int8": Body(_encode_int8, _decode_int8),
-    "topk": Body(_encode_topk, _decode_topk),
+    "topk": Body(_encode_topk, _decode_topk, _again_topk),
     "onebit": Body(_encode_onebit, _decode_onebit, _again_onebit),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,37 +17,79 @@ from gradbase.store.codec._format import CODECS, HEADER, damaged, pack_header, r
 
 Buffer = bytes | bytearray | memoryview
 SHARE = 0.01
+WARMUP_STEPS = 200
+_WARMUP_SHARE = 0.25
+_WARMED = ("topk", "onebit")
 # What a codec may be given: numbers that float32 holds well enough.
 LOSSY_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A codec and, for topk, the share of elements it keeps. As text: "int8", "topk:0.01"."""
+    """A codec and, for topk, the share of elements it keeps. As text: "int8", "topk:0.01".
+
+    topk and onebit leave out most of a gradient, so they begin with more of it, for `warmup_steps`; where that is not
+    as usual the text ends in it: "topk:0.01:500", "onebit:0".
+    """
 
     name: str = "none"
     share: float = SHARE
+    warmup_steps: int = WARMUP_STEPS
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.share:g}" if self.name == "topk" else self.name
+        warmup = f":{self.warmup_steps}" if self.name in _WARMED and self.warmup_steps != WARMUP_STEPS else ""
+        return f"{self.name}:{self.share:g}{warmup}" if self.name == "topk" else f"{self.name}{warmup}"
 
     @property
     def lossy(self) -> bool:
         return self.name != "none"
 
+    def at(self, step: int) -> Codec:
+        """What it is at a step of the job, from 0.
+
+        topk's share falls exponentially from a fourth (Deep Gradient Compression, Lin et al., 2018, section 3.3);
+        onebit waits until Adam's second moments mean something (1-bit Adam, Tang et al., 2021, section 3.3).
+        """
+        if self.name not in _WARMED or step >= self.warmup_steps:
+            return self
+        if self.name == "onebit":
+            return Codec()
+        done = step / self.warmup_steps
+        return replace(self, share=max(self.share, _WARMUP_SHARE ** (1 - done) * self.share**done))
+
 
 def parse_codec(text: str) -> Codec:
-    """Read "none", "bf16", "int8", "onebit", "topk" or "topk:0.01"; UsageError on anything else."""
-    name, colon, share = text.partition(":")
+    """Read "none", "bf16", "int8", "onebit", "topk" or "topk:0.01", the latter ones with ":STEPS" for another warm-up;
+    UsageError on anything else.
+    """
+    name, *settings = text.split(":")
     try:
-        codec = Codec(name, float(share)) if colon else Codec(name)
-    except ValueError:
+        codec = _parsed(name, *settings)
+    except (ValueError, TypeError):
         codec = Codec("")
-    if codec.name not in CODECS or (colon and codec.name != "topk") or not 0 < codec.share <= 1:
+    if codec.name not in CODECS or not 0 < codec.share <= 1 or codec.warmup_steps < 0:
         raise UsageError(
-            f"there is no codec {text!r}", f"use one of {', '.join(CODECS)}; topk takes a share, as in topk:0.01"
+            f"there is no codec {text!r}",
+            f"use one of {', '.join(CODECS)}; topk takes a share, as in topk:0.01, and steps of its warm-up behind it",
         )
     return codec
+
+
+def _parsed(name: str, *settings: str) -> Codec:
+    """Raises ValueError or TypeError for settings that the codec has not."""
+    if name == "topk":
+        return _topk(*settings)
+    if name == "onebit":
+        return _onebit(*settings)
+    return Codec("") if settings else Codec(name)
+
+
+def _topk(share: str = str(SHARE), warmup_steps: str = str(WARMUP_STEPS)) -> Codec:
+    return Codec("topk", float(share), int(warmup_steps))
+
+
+def _onebit(warmup_steps: str = str(WARMUP_STEPS)) -> Codec:
+    return Codec("onebit", warmup_steps=int(warmup_steps))
 
 
 class Message(NamedTuple):
@@ -134,11 +176,13 @@ def _cast(values: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None) ->
 class Compressor:
     """A worker's codecs: one a tensor, with error feedback page by page.
 
-    codecs: by page number; a page that is not named goes as it is. Bytes are counted before and after.
+    codecs: by page number; a page that is not named goes as it is. Bytes are counted before and after. `step` is that
+    of the job, for warm-ups; None is long after them.
     """
 
     def __init__(self, codecs: Mapping[int, Codec]) -> None:
         self.codecs = dict(codecs)
+        self.step: int | None = None
         self.raw_nbytes = 0
         self.sent_nbytes = 0
         self._residuals: dict[int, torch.Tensor] = {}
@@ -146,6 +190,7 @@ class Compressor:
     def encode(self, number: int, page: torch.Tensor) -> Message:
         """The gradient of a page, flat, as what to push: once a push, for what is sent again is the same bytes."""
         codec = self.codecs.get(number, Codec())
+        codec = codec if self.step is None else codec.at(self.step)
         residual = self._residual(number, page) if codec.lossy and page.is_floating_point() else None
         message = encode(codec, page, residual)
         self.raw_nbytes += page.numel() * page.element_size()

@@ -19,7 +19,8 @@ _ROOT = Path(__file__).parents[3]
 _UNSHARE = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc"]
 _PORT = 6379
 _BRIDGE = "lan"
-_UP = "mount -t tmpfs tmpfs /dev/shm && ip link set lo up && echo up && exec sleep infinity"
+# The shell stays, because the first process of a namespace has to reap whatever loses its parent there.
+_UP = "mount -t tmpfs tmpfs /dev/shm && ip link set lo up && echo up && while :; do sleep 60; done"
 _UP_S = 60.0
 _FAREWELL_S = 2.0
 _RAY_TOKEN = secrets.token_hex(32)

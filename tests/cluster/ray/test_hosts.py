@@ -14,7 +14,7 @@ import pytest
 
 from tests.cluster.ray import host_trials, hosts
 
-LIMIT_S = 300  # a tenth of it on two cores that are free
+LIMIT_S = 500  # a tenth of it on two cores that are free
 pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 _ROOT = Path(__file__).parents[3]
 

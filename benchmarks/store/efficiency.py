@@ -5,7 +5,7 @@
 Modes, each of 2 workers with 1 thread: `local` (gradbase, bsp), `ray` (gradbase's Ray engine on this host),
 `independent` (two processes that share nothing: the ceiling, as cores share caches and memory) and `ddp`
 (DistributedDataParallel on gloo). The one process that all are compared with is a plain PyTorch loop, with what
-PyTorch does if nothing is said. The engines have malloc keep what was freed, which a plain loop can have as well: `kept`
+PyTorch does if nothing is said. The engines have malloc keep what was freed, as a plain loop can have it: `kept`
 is one such process, so that it can be told apart what is saved by that and what by everything else.
 
 The one process runs before each mode and after the last, and a mode is compared with the mean of its neighbours in

@@ -2,8 +2,8 @@
 
 A training step frees gigabytes that the next one asks for again. Left to itself, glibc maps every large tensor anew and
 unmaps it when it is freed; the system then clears each page when it is touched, which takes longer than all else that
-a processor does with a gradient. Told to keep it, a step of a wide net takes a fourth less time. What is kept is at
-most what the widest step had in use, holes between its tensors included.
+a processor does with a gradient. Told to keep it, glibc takes a fourth off the step of a wide net. A process then stays
+as large as its widest step made it, the holes between tensors included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KEEP_ALL, _NO_MAPS = -1, 0
 
 
 def keep_freed_memory() -> bool:
-    """From now on, in this process. False, and nothing is changed, where malloc is another or the user has set it up."""
+    """From now on, in this process. False, and nothing is done, where malloc is another or the user has set it up."""
     return not _is_set_up() and _tell(_MMAP_MAX, _NO_MAPS) and _tell(_TRIM_THRESHOLD, _KEEP_ALL)
 
 

@@ -207,13 +207,17 @@ def test_the_model_is_its_owners_again() -> None:
 
 
 def test_no_process_and_no_memory_is_left() -> None:
-    before = set(os.listdir("/dev/shm"))
+    before, slabs = set(os.listdir("/dev/shm")), _open_slabs()
     run = Run(_request(steps=3))
     assert run.engine.processes() == [os.getpid()]
     assert set(os.listdir("/dev/shm")) == before
     del run
     gc.collect()  # views that are in cycles keep the mapping, and the mapping a descriptor
-    assert not [name for name in os.listdir("/proc/self/fd") if "gradbase-slab" in _target(name)]
+    assert _open_slabs() <= slabs  # other tests of this process may have some
+
+
+def _open_slabs() -> int:
+    return sum("gradbase-slab" in _target(name) for name in os.listdir("/proc/self/fd"))
 
 
 def _target(name: str) -> str:

@@ -189,19 +189,19 @@ def resumed(folder: Path) -> dict[str, Any]:
     head.start_ray()
     far.start_ray(head, cpus=1)
     again = Job(head, *store, "--resume")
-    again.steps_of(1, 10)
-    firsts = [next(each["step"] for each in events if each["event"] == "step") for events in (job.events, again.events)]
-    return {"firsts": firsts, **judged(again.interrupt())}
+    reached = max(each["step"] for each in job.events if each["event"] == "step")
+    again.until(lambda event: event["event"] == "step" and event["step"] > reached and event["worker"] == 1)
+    first = next(each["step"] for each in again.events if each["event"] == "step")
+    return {"reached": reached, "first": first, **judged(again.interrupt())}
 
 
 def three(folder: Path) -> dict[str, Any]:
-    """Three hosts, the codec as it is chosen."""
+    """Three hosts, the codec as it is chosen; the recipe's tensors are so small that none goes through it."""
     head, *_ = cluster(2)
     job = Job(head, workers=3)
     job.steps_of(1, 10)
     job.steps_of(2, 10)
-    summary = job.interrupt()
-    return judged(summary, 3, summary["codec"])
+    return judged(job.interrupt(), 3)
 
 
 SHORT: dict[str, Callable[[Path], dict[str, Any]]] = {"trouble": trouble}

@@ -117,6 +117,10 @@ def _request(arguments: argparse.Namespace) -> Request:
     consistency, staleness_steps = parse_consistency(arguments.consistency or "bsp")
     durability = arguments.durability or ("wal" if arguments.store else "none")
     _check_options(arguments, durability)
+    if arguments.engine == "local" and (arguments.workers or 1) > 1:
+        from gradbase.cluster.forks import start_early
+
+        start_early()
     from gradbase.cluster.codecs import parse_codecs
     from gradbase.cluster.job import Request
 

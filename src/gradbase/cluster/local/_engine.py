@@ -18,10 +18,10 @@ import torch
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.codecs import parse_codecs
+from gradbase.cluster.forks import ForkServer
 from gradbase.cluster.heap import freed_memory_kept
 from gradbase.cluster.job import STEPS_UNKNOWN, CodecChoice, Outcome, Request, Traffic
 from gradbase.cluster.local._choice import StoreChoice, measured_choice
-from gradbase.cluster.local._fork import ForkServer
 from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.local._task import Task, equip

@@ -7,8 +7,11 @@ seconds to import torch. So one process is started for it, computes on one threa
                              ("fork", ticket), descriptors     a worker that serves these
     fork server -> caller    ("ready",), ("failed", error), ("forked", ticket, pid)
 
-Servers are forked themselves, one for every job, from one that has torch and nothing else. The chain of parents dies
-from the top: each process asks the kernel for SIGKILL when its parent ends.
+Servers are forked themselves, one for every job, from one that has torch and nothing of any job. The chain of parents
+dies from the top: each process asks the kernel for SIGKILL when its parent ends.
+
+Nothing here needs torch in the caller's process, so that `start_early` can be called before that is imported, and both
+processes import it side by side.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import gradbase
 from gradbase.common.errors import StepError
 
 _PR_SET_PDEATHSIG = 1
-_COMMAND = "from gradbase.cluster.local._fork import main; main()"
+_COMMAND = "from gradbase.cluster.forks import main; main()"
 
 
 class ForkServer:
@@ -78,6 +81,11 @@ class ForkServer:
             while ours.recv(1 << 16):
                 pass
         self.connection.close()
+
+
+def start_early() -> None:
+    """Have the process that servers are forked from import torch while this one does something else."""
+    _Root.get()
 
 
 class _Root:
@@ -236,6 +244,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])  # the first optimizer of a process imports a good part of torch: seconds
+    import gradbase.cluster.local  # noqa: F401  every task needs it
     _serve(Connection(fd))
 
 

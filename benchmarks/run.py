@@ -45,6 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
     parser.add_argument("--budgets", type=_names, default=("100", "75", "50", "35"), help="percent of eager's peak")
     parser.add_argument("--peers", type=_names, default=PEERS, help='of checkpoint, disk, compile; "" for none')
+    parser.add_argument("--compile-budgets", type=_names, default=COMPILE_BUDGETS, help="of torch.compile, 0 to 1")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of time runs; 0 measures memory alone")
     parser.add_argument("--brief", action="store_true", help="do not time the least memory and the peers' memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
@@ -81,7 +82,7 @@ def measure_workload(workload: str, arguments: argparse.Namespace) -> Row:
 def _systems(arguments: argparse.Namespace) -> Iterator[str]:
     yield "eager"
     for peer in arguments.peers:
-        yield from (f"compile-{b}" for b in COMPILE_BUDGETS) if peer == "compile" else (peer,)
+        yield from (f"compile-{b}" for b in arguments.compile_budgets) if peer == "compile" else (peer,)
     for budget in arguments.budgets:
         yield f"gradbase-{budget}%"
     yield "gradbase-least"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -20,6 +21,7 @@ from gradbase.buffer import Frames, PageFile, load_frames
 from gradbase.capture import Program, capture_step, eager_peak_bytes
 from gradbase.catalog import Catalog, OperatorStatistics, medium_of
 from gradbase.common.errors import UsageError
+from gradbase.common.malloc import freed_memory_returned, release_freed_memory
 from gradbase.common.units import MemoryRequest, parse_memory
 from gradbase.cost import get_profile, host_profile, tier_from_profile
 from gradbase.executor import (
@@ -35,7 +37,6 @@ from gradbase.executor import (
     lookup,
     process_bytes,
     random_state_kept,
-    release_freed_memory,
     tier_of,
     traits_of,
 )
@@ -168,6 +169,7 @@ class Step:
             start = time.perf_counter()
             with random_state_kept(self._device):
                 self._plans[key] = self._planner.plan(batch, update=update)
+            gc.collect()
             release_freed_memory()
             self.planning_s += time.perf_counter() - start
         return self._plans[key]
@@ -313,16 +315,17 @@ class _StepPlanner:
         program = captured.program(clip=clip, accumulate=accumulate, update=update)
         options.progress("capturing the step", 1, 1)
         parameters = dict(self._model.named_parameters())
-        analyzed = analyze(
-            program,
-            self._optimizer,
-            parameters,
-            self._catalog,
-            self._place,
-            self._frames,
-            self._warm,
-            options.progress,
-        )
+        with freed_memory_returned():  # so that what a kernel takes past torch's allocator can be seen
+            analyzed = analyze(
+                program,
+                self._optimizer,
+                parameters,
+                self._catalog,
+                self._place,
+                self._frames,
+                self._warm,
+                options.progress,
+            )
         eager = _eager_bytes(self._model, self._loss, batch, program, analyzed.statistics)
         if self._budget_bytes is None and options.memory is not None:
             self._budget_bytes = options.memory.resolve(eager)

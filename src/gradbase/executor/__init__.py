@@ -16,7 +16,7 @@ from gradbase.executor._analyze import (
 )
 from gradbase.executor._engine import Engine, Planned
 from gradbase.executor._measure import random_state_kept
-from gradbase.executor._peak import PeakMeter, release_freed_memory
+from gradbase.executor._peak import PeakMeter
 
 __all__ = [
     "Analyzed",
@@ -33,7 +33,6 @@ __all__ = [
     "lookup",
     "process_bytes",
     "random_state_kept",
-    "release_freed_memory",
     "tier_of",
     "traits_of",
 ]

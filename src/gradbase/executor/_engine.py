@@ -17,6 +17,7 @@ from torch import nn, optim
 from gradbase.buffer import Arena, CudaPager, DeviceArena, Frames, FrameSource, PageFile, Pager
 from gradbase.capture import Program
 from gradbase.common.errors import GradbaseError, StepError
+from gradbase.common.malloc import freed_memory_returned
 from gradbase.executor._codegen import FILENAME, Generated, Resources, generate, page_slots, stamps_to_us
 from gradbase.executor._homes import WEIGHT, Home, RestName, move_in, move_out, settle
 from gradbase.executor._macros import Accumulation, MacroFactory
@@ -222,7 +223,7 @@ class Engine:
 
         Raises StepError, which says whether parameters were changed; a Ctrl-C is raised after the step.
         """
-        with _interrupts_after_step(), torch.enable_grad():
+        with _interrupts_after_step(), freed_memory_returned(), torch.enable_grad():
             move_in(self._homes.values(), self._optimizer)
             if planned.generated is None or planned.pointers != self._pointers():
                 self.bind(planned)

@@ -22,7 +22,7 @@ from gradbase.buffer import AllocationLog, Arena, DeviceArena, Frames, FrameSour
 from gradbase.capture import Call, PartialStep, Program, Ref, Update
 from gradbase.catalog import OperatorStatistics
 from gradbase.executor._lowering import Lowering, Scope, arguments_of, choose, emit, served_lines
-from gradbase.executor._peak import release_freed_memory, reset_resident_peak, resident_bytes
+from gradbase.executor._peak import reset_resident_peak, resident_bytes
 from gradbase.executor._traits import Trait, Workspace, apply_trait, layout_of, pack_workspace, served_indices
 from gradbase.ir.logical import Operator, Tensor
 
@@ -59,7 +59,6 @@ class Analyzer:
         self._frames = frames
         self._device = device
         self._bench = _Bench(_widest_bytes(program), frames, device)
-        release_freed_memory()  # what a kernel frees leaves the process, so that it can be seen
 
     def measure(self, operator: Operator) -> OperatorStatistics:
         """Run and time one operator of the program. Allocates its arguments and results, no more."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 from pathlib import Path
 
 import torch
 
+from gradbase.common.malloc import release_freed_memory
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE_BYTES = 256 * 1024
 
 
 class PeakMeter:
@@ -28,6 +27,7 @@ class PeakMeter:
         self._device = device
         self._counted_bytes = counted_bytes
         self.peak_bytes: int | None = None
+        gc.collect()
         release_freed_memory()
         self._baseline_bytes = self._held_bytes("VmRSS")
 
@@ -71,18 +71,3 @@ def reset_resident_peak() -> None:
 
 def _kib(text: str) -> int:
     return int(text.split()[0])
-
-
-def release_freed_memory() -> None:
-    """Collect garbage and give what malloc holds back to the system, so that a baseline is one.
-
-    From now on malloc returns every large block when it is freed. Left alone, glibc keeps blocks of up to 32 MiB
-    for reuse, and a process holds far more than it uses: a budget could not be kept. A planned step hardly
-    allocates, so it loses no time by this.
-    """
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
-        libc.malloc_trim(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import threading
 from collections.abc import Iterator
@@ -38,9 +39,7 @@ def freed_memory_returned() -> Iterator[None]:
 
 def release_freed_memory() -> None:
     """Give what malloc holds and nobody uses back to the system."""
-    trim = getattr(_libc(), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _call("malloc_trim", 0)
 
 
 def _enter() -> None:
@@ -49,7 +48,7 @@ def _enter() -> None:
         _open_blocks += 1
         if _open_blocks == 1:
             for parameter in _KEPT_BYTES:
-                _set(parameter, _RETURNED_BYTES)
+                _call("mallopt", parameter, _RETURNED_BYTES)
             release_freed_memory()
 
 
@@ -59,7 +58,7 @@ def _leave() -> None:
         _open_blocks -= 1
         if _open_blocks == 0:
             for parameter, kept_bytes in _KEPT_BYTES.items():
-                _set(parameter, _from_environment(parameter, kept_bytes))
+                _call("mallopt", parameter, _from_environment(parameter, kept_bytes))
 
 
 def _from_environment(parameter: int, default: int) -> int:
@@ -67,12 +66,13 @@ def _from_environment(parameter: int, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
-def _set(parameter: int, value: int) -> None:
-    """mallopt(3)."""
-    mallopt = getattr(_libc(), "mallopt", None)
-    if mallopt is not None:
-        mallopt(parameter, value)
+def _call(name: str, *arguments: int) -> None:
+    """A function of malloc.h, if this process's C library has it."""
+    function = getattr(_libc(), name, None)
+    if function is not None:
+        function(*arguments)
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)

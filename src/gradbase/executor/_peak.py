@@ -57,10 +57,10 @@ class PeakMeter:
 def resident_bytes(field: str) -> int | None:
     """ "VmRSS" or its peak "VmHWM" without file-backed pages; None where there is no /proc."""
     try:
-        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        status = _STATUS.read_text()
     except OSError:
         return None
-    return (_kib(fields[field]) - _kib(fields["RssFile"]) - _kib(fields["RssShmem"])) * 1024
+    return _bytes_of(status, field) - _bytes_of(status, "RssFile") - _bytes_of(status, "RssShmem")
 
 
 def reset_resident_peak() -> None:
@@ -69,5 +69,7 @@ def reset_resident_peak() -> None:
         _CLEAR.write_text(_RESET_PEAK)
 
 
-def _kib(text: str) -> int:
-    return int(text.split()[0])
+def _bytes_of(status: str, field: str) -> int:
+    """Of "VmRSS:      123 kB". By its place, as all sixty lines would take longer than a small kernel."""
+    start = status.index(field + ":") + len(field) + 1
+    return int(status[start : status.index("kB", start)]) * 1024

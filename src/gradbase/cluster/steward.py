@@ -539,8 +539,8 @@ class Steward:
         for queue in self.operations.queues:
             for operation in queue.startable():
                 moved |= self._start(operation)
-        for held in [held for held in self._held if self._can_compute(*held)]:
-            if self._can_compute(*held):  # the one before may have taken its lane
+        for held in self._held[:]:
+            if self._can_compute(*held):
                 self._held.remove(held)
                 self._compute(*held)
                 moved = True
@@ -586,14 +586,15 @@ class Steward:
         return self.workers[live[operation.shard % len(live)]] if live else None
 
     def _can_compute(self, worker: Worker, compute: m.Compute) -> bool:
+        if not all(value.after is None or value.after.done for value in compute.values if isinstance(value, Reading)):
+            return False
         if self._stopping or compute.seq >= self.job.steps and not self.operations.copies:
             return False
         if self._residuals and not self.operations.idle:
             return False  # a checkpoint under way is still to take what this computation changes
         lane = self._lane_of(worker, compute)
-        if lane < 0 or any(lane == self._lane_of(w, c) for w in self.workers.values() for c in w.computing.values()):
-            return False
-        return all(value.after is None or value.after.done for value in compute.values if isinstance(value, Reading))
+        at_work = (self._lane_of(w, c) for w in self.workers.values() for c in w.computing.values())
+        return lane >= 0 and lane not in at_work
 
     def _compute(self, worker: Worker, compute: m.Compute) -> None:
         lane = self._lane_of(worker, compute)

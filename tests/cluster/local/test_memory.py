@@ -79,6 +79,23 @@ def test_updates_are_torchs_own(optimizer: str) -> None:
         store.assert_equal()
 
 
+def test_frozen_pages_are_neither_changed_nor_copied() -> None:
+    store = Store("momentum")
+    frozen = store.plain[0].weight
+    kept = frozen.detach().clone()
+    moves: list[str] = []
+    rule = rule_of(optim.SGD([p for p in store.plain.parameters() if p is not frozen], lr=0.1), store.plain)
+    where = Map(store.where.layout, rule, LANES)
+    slab = Slab.create(where.nbytes)
+    pages = SharedPages(slab, where, moves.append)
+    pages.tensor(where.values, "0.weight").copy_(kept)
+    pages.tensor(where.pushes(0), "0.weight").fill_(1.0)
+    for shard in range(SHARDS):
+        pages.apply(1, shard, range(LANES))
+    assert torch.equal(pages.tensor(where.values, "0.weight"), kept)
+    assert moves.count("saved") == len(where.layout.pages) - len(where.layout.of_tensor("0.weight"))
+
+
 @settings(max_examples=40)
 @given(st.sampled_from(sorted(OPTIMIZERS)), st.lists(st.integers(1, 25), max_size=6), st.booleans())
 def test_a_process_that_dies_between_any_two_moves_is_taken_over(

@@ -7,10 +7,11 @@
     undo        a frame for every shard, as large as its largest page with its state
     residuals   for every lane, what codecs had left out of its gradients when the last checkpoint was taken (bsp)
 
-A page is updated in three moves: it is copied to the shard's frame, its number is written, it is changed in place.
-Who takes over from a dead process finds in the record how many pages are done, and puts the frame back if the next
-one was saved: whether that page was changed, half changed or not touched, it is then as it was. What the lanes pushed
-stays until the step is over, so the update can be repeated, and gives the same bits.
+A trained page is updated in three moves: it is copied to the shard's frame, its number is written, it is changed in
+place. A page of a buffer is overwritten, as often as need be; one that is frozen is not touched. Who takes over from a
+dead process finds in the record how many pages are done, and puts the frame back if the next one was saved: whether
+that page was changed, half changed or not touched, it is then as it was. What the lanes pushed stays until the step is
+over, so the update can be repeated, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class SharedPages:
             shard: slab.tensor(where.frame(shard), torch.uint8, where.frame_nbytes)
             for shard in range(where.layout.shard_count)
         }
+        self._changing = [self._changing_of(shard) for shard in range(where.layout.shard_count)]
 
     def tensor(self, base: int, name: str) -> torch.Tensor:
         """A whole tensor of the layout, in the model's shape and strides, in the part that starts at `base`."""
@@ -134,12 +136,13 @@ class SharedPages:
         if record[_OPERATION] != operation:
             record[_DONE] = record[_SAVED] = 0
             record[_OPERATION] = operation
-        pages = self.map.layout.of_shard(shard)
+        pages = self._changing[shard]
         if record[_SAVED] == record[_DONE] + 1:
             self._restore(shard, pages[record[_DONE]], record[_STEPS])
         for index in range(record[_DONE], len(pages)):
-            record[_STEPS] = self._save(shard, pages[index])
-            record[_SAVED] = index + 1
+            if self._is_trained(pages[index]):
+                record[_STEPS] = self._save(shard, pages[index])
+                record[_SAVED] = index + 1
             self._crash("saved")
             self._update(pages[index], [self.page(self.map.pushes(lane), pages[index]) for lane in lanes])
             self._crash("changed")
@@ -167,11 +170,19 @@ class SharedPages:
         """Update a shard's pages with what `pushed_bytes` gave for each lane."""
         replay_update(self.updater, shard, data, lanes=self.map.lanes)
 
+    def _changing_of(self, shard: int) -> list[Page]:
+        """The pages that an update changes: not those of frozen parameters."""
+        tensors = self.map.layout.tensors
+        pages = self.map.layout.of_shard(shard)
+        return [page for page in pages if self._is_trained(page) or tensors[page.tensor].kind == "buffer"]
+
+    def _is_trained(self, page: Page) -> bool:
+        return self.map.rule.settings(self.map.layout.tensors[page.tensor].name) is not None
+
     def _update(self, page: Page, pushed: list[torch.Tensor]) -> None:
-        spec = self.map.layout.tensors[page.tensor]
-        if self.map.rule.settings(spec.name) is not None:
+        if self._is_trained(page):
             self.updater.apply(page.number, pushed, 1 / self.map.lanes)
-        elif spec.kind == "buffer":
+        else:
             self.updater.assign(page.number, pushed[0])
 
     def _save(self, shard: int, page: Page) -> int:

@@ -184,6 +184,20 @@ def mean_row(rows: list[Row]) -> Row:
     return {"set": "mean"} | {name: float(np.mean([row[name] for row in rows])) for name in numbers}
 
 
+def comparison(rows: list[Row], peers: tuple[str, ...]) -> list[str]:
+    """A line per peer: mean accuracies of both, and the set where we are furthest behind it."""
+    lines = []
+    for peer in peers:
+        ours, theirs = (float(np.mean([row[name] for row in rows])) for name in ("accuracy", peer))
+        worst = min(rows, key=lambda row: row["accuracy"] - row[peer])
+        lines.append(
+            f"gradbase {ours:.1f}, {peer} {theirs:.1f}: {ours - theirs:+.1f} points,"
+            f" errors {(100 - ours) / (100 - theirs):.2f} times the peer's;"
+            f" at worst {worst['accuracy'] - worst[peer]:+.1f} on {worst['set']}"
+        )
+    return lines
+
+
 def gather(folder: Path, wanted: Callable[[str], bool], skip: set[str], peers: tuple[str, ...]) -> dict[str, list[Row]]:
     crowds = sorted(path for path in (folder / "crowd").iterdir() if path.is_dir() and wanted(path.name))
     found: dict[str, list[Row]] = {"plain": [plain(path, peers) for path in crowds]}
@@ -210,10 +224,12 @@ def main() -> None:
     if not peers:
         print("peers are left out: pip install 'gradbase[peers]'", file=sys.stderr)
     found = gather(options.data, lambda name: not chosen or name in chosen, skip, peers)
+    compared = comparison(found["plain"], peers)
     found["plain"].append(mean_row(found["plain"]))
     for title, rows in found.items():
         if rows:
             show(title, rows)
+    print(*compared, sep="\n")
     if options.json:
         options.json.write_text(json.dumps(found, default=float, indent=1))
 

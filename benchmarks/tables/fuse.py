@@ -202,6 +202,15 @@ def summary(rows: list[Row]) -> list[Row]:
     return means
 
 
+def comparison(means: list[Row]) -> str:
+    """Our default beside the best peer that ran on the same sets."""
+    ours = {row["system"]: row["accuracy"] for row in means if row["system"].startswith("gradbase")}
+    peers = {row["system"]: row["accuracy"] for row in means if row["system"] in PEERS}
+    own, best = ours["gradbase"], max(peers, key=peers.__getitem__)
+    errors = (100 - own) / (100 - peers[best])
+    return f"gradbase {own:.1f}, best peer {best} {peers[best]:.1f}: errors {errors:.2f} times the peer's"
+
+
 def printed(row: Row) -> str:
     measure, value = next((name, row[name]) for name in ("accuracy", "mean_absolute_error") if name in row)
     error = f"  calibration error {row['calibration_error']:.3f}" if "calibration_error" in row else ""
@@ -227,6 +236,8 @@ def main() -> None:
             print(*map(printed, found), sep="\n", flush=True)
     rows += (means := summary(rows))
     print(*map(printed, means), sep="\n")
+    if means:
+        print(comparison(means))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -26,14 +26,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_everything_at_once(cache: Path, tmp_path: Path) -> None:
     ran = gradbase(
         cache, "crowd", LABELS, "--out", "truths.parquet", "--workers-out", "workers.csv", "--why-out", "why.parquet",
-        "--gold", GOLD, "--html", "page.html", "--state-out", "state.duckdb", "--json",
+        "--copies-out", "copies.csv", "--gold", GOLD, "--html", "page.html", "--state-out", "state.duckdb", "--json",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     told = {event["event"]: event for event in events(ran.stdout)}
     assert told["read"]["claims"] == 4212 and told["read"]["kind"] == "classes"
     assert told["evaluation"]["accuracy"] >= 0.87 > told["evaluation"]["majority_accuracy"]
     assert {event["option"] for event in events(ran.stdout) if event["event"] == "written"} == {
-        "--out", "--workers-out", "--why-out", "--html", "--state-out"
+        "--out", "--workers-out", "--copies-out", "--why-out", "--html", "--state-out"
     }  # fmt: skip
     assert told["summary"]["items"] == 108 and events(ran.stdout)[-1]["event"] == "summary"
     with duckdb.connect() as connection:
@@ -41,6 +41,7 @@ def test_everything_at_once(cache: Path, tmp_path: Path) -> None:
         count, accuracy = connection.execute(query.format(GOLD) + " USING (item)").fetchall()[0]
         assert count == 108 and accuracy == pytest.approx(told["evaluation"]["accuracy"])
         assert connection.execute("SELECT count(*) FROM 'workers.csv'").fetchall() == [(39,)]
+        assert Path("copies.csv").read_text() == '"copier","original","probability","evidence","shared","same"\n'
         assert connection.execute("SELECT count(*) >= 4212 FROM 'why.parquet'").fetchall() == [(True,)]
     assert Page((tmp_path / "page.html").read_text()).headings == [
         f"Crowd: {LABELS}", "Calibration", "Workers", "Most contested items"

@@ -33,7 +33,8 @@ def test_truths(found: CrowdTables) -> None:
     assert all(row["probability"] >= row["runner_up_probability"] and row["value"] != row["runner_up"] for row in rows)
     assert found.evaluation is not None and found.evaluation.accuracy > 0.95
     assert found.counts == {
-        "rows": 480, "rows_missing": 0, "rows_repeated": 0, "claims": 480, "items": 60, "workers": 8, "classes": 3
+        "rows": 480, "rows_missing": 0, "rows_repeated": 0, "claims": 480, "items": 60, "workers": 8, "classes": 3,
+        "copies": 0,
     }  # fmt: skip
 
 
@@ -76,6 +77,7 @@ def test_the_same_from_every_form_of_input(found: CrowdTables, tmp_path: Path) -
         assert again.truths.equals(found.truths)
     assert connection.sql("SELECT count(*) FROM crowd_truths").fetchall() == [(60,)]
     assert connection.sql("SELECT count(*) FROM crowd_workers").fetchall() == [(8,)]
+    assert connection.sql("SELECT count(*) FROM crowd_copies").fetchall() == [(0,)]
 
 
 def test_a_table_of_the_user_is_not_hidden() -> None:

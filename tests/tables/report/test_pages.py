@@ -33,7 +33,8 @@ def page(evaluation: Evaluation | None = None, **columns: list[object]) -> str:
         "worker": ["<b>", "v"], "quality": [0.7, None], "quality_low": [0.6, None], "quality_high": [0.8, None],
         "claims": [3, 2], "confusion": [[{"truth": "x"}], None],
     })  # fmt: skip
-    tables = _WithReasons(pa.table(truths | columns), workers, None, "classes", COUNTS, ("a note",), evaluation)
+    copies = pa.table({"copier": ["<b>"], "original": ["v"], "evidence": [12.5]})
+    tables = _WithReasons(pa.table(truths | columns), workers, copies, None, "classes", COUNTS, ("a note",), evaluation)
     return crowd_page(tables, "Crowd & more")
 
 
@@ -43,6 +44,7 @@ def test_contested_items_come_first_with_their_claims() -> None:
     rows = re.findall(r"<tr><td>(\d)</td>", contested)
     assert rows == ["2", "1"]  # the third has no runner-up
     assert '&lt;b&gt;: x <span class="quiet">(+1.25)</span>' in contested and "<b>" not in text
+    assert "Who copies whom</h2>" in text and "<tr><td>&lt;b&gt;</td><td>v</td><td>12.5</td></tr>" in text
     assert "<h1>Crowd &amp; more</h1>" in text and "a note" in text
 
 

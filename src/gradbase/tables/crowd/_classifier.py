@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -29,6 +29,7 @@ HIDDEN = 64
 BATCH_ITEMS = 256
 RATE = 3e-3
 DECAY = 1e-2
+ERRORS = 2.0
 WARM_PART = 3  # of the steps, one in so many is taken when training goes on
 WARM_SHARE = 0.25  # of the steps, in which the rate rises; then it falls to nothing
 
@@ -46,7 +47,7 @@ class Shape:
 
 
 DEEP = Shape(HIDDEN)
-SHAPES = (DEEP, *(Shape(0, penalty) for penalty in (0.01, 0.03, 0.1, 0.3)))
+LINEAR = tuple(Shape(0, penalty) for penalty in (0.01, 0.03, 0.1, 0.3))
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,11 @@ class Trainer:
     def __exit__(self, *_: object) -> None:
         self._step.close()
 
+    @property
+    def budget_bytes(self) -> int | None:
+        """Of a step, None where it has no limit."""
+        return self._step.budget_bytes
+
     def train(self, rows: Tensor, target: Tensor, penalty: float, seed: int, start: Weights | None = None) -> Weights:
         """Weights after training on `rows` int64[m] towards `target` float32[n, K], on from `start` if given."""
         self._reset(start or self._first)
@@ -197,20 +203,25 @@ def cross_fitted(
 def best_trainer(
     encoded: Tensor, folds: NDArray[np.int64], known: Tensor, target: Tensor, config: Config
 ) -> Iterator[tuple[Trainer, Shape]]:
-    """The shape that tells best, out of fold, what `target` float32[n, K] says of the items that are `known`."""
+    """The shape that tells best, out of fold, what `target` float32[n, K] says of the items that are `known`; one with
+    hidden layers only where it is better by more than ERRORS standard errors (the rule for the simplest of about equal
+    models of Breiman et al., Classification and Regression Trees, 1984, ch. 3): what is linear learns less of the
+    errors of a crowd."""
     with ExitStack() as stack:
-        trainers = {
-            hidden: stack.enter_context(Trainer(encoded, target.shape[1], hidden, config))
-            for hidden in {shape.hidden: None for shape in SHAPES}
-        }
-        told: dict[Shape, float] = {}
-        for shape in SHAPES:
-            chances, _ = cross_fitted(trainers[shape.hidden], shape.penalty, folds, known, target, config.seed)
-            told[shape] = float((target * chances)[known].sum())
+        deep = stack.enter_context(Trainer(encoded, target.shape[1], DEEP.hidden, config))
+        bound = replace(config, memory=deep.budget_bytes)  # a share is one of the step that takes most
+        linear = stack.enter_context(Trainer(encoded, target.shape[1], 0, bound))
+        told = {}
+        for shape in (DEEP, *LINEAR):
+            trainer = deep if shape.hidden else linear
+            chances, _ = cross_fitted(trainer, shape.penalty, folds, known, target, config.seed)
+            told[shape] = (target * chances)[known].sum(1).double()
             if config.on_progress:
-                config.on_progress("shape", len(told), len(SHAPES))
-        best = max(told, key=told.__getitem__)
-        yield trainers[best.hidden], best
+                config.on_progress("shape", len(told), 1 + len(LINEAR))
+        best = max(LINEAR, key=lambda shape: float(told[shape].mean()))
+        ahead = told[DEEP] - told[best]
+        chosen = DEEP if float(ahead.mean()) > ERRORS * float(ahead.std()) / len(ahead) ** 0.5 else best
+        yield deep if chosen.hidden else linear, chosen
 
 
 @contextmanager

@@ -36,8 +36,8 @@ TIED = 1e-4  # of votes, or of evidence: less is no difference
 
 @dataclass(frozen=True)
 class _Meetings:
-    """Two claims on one item each, the first outvoted (`left` is the original, `right` the copier): `first` and `second` int64[n] number claims of the table,
-    `pair` int64[n] is the code of their workers among `left`, `right` int64[n_pairs]."""
+    """Two claims on one item each, the first outvoted: `first` and `second` int64[n] number claims of the table,
+    `pair` int64[n] is the code of their workers among `left`, who may have been copied, `right` int64[n_pairs]."""
 
     first: Ints
     second: Ints

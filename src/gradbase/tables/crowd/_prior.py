@@ -6,7 +6,8 @@ To teach (TEACH) the labels count much: that an item whose features are those of
 how workers err. In the answer they count little (CROWD), because the workers of an item err together, by what the item
 looks like, while a classifier averages such errors over all items. What networks of several rounds say is averaged: a
 single one is noisy. The classifier that is handed out is taught the answer, which is nearer to the truth than what the
-networks before it were taught. One that predicts the crowd hardly better than the shares of the classes do is not
+networks before it were taught. Rounds are many, because workers' confusion, of few labels each, is learned anew in
+small steps. One that predicts the crowd hardly better than the shares of the classes do is not
 heard.
 """
 

@@ -146,7 +146,7 @@ class Config:
 
     `memory` is the budget of the neural prior's training step as `gradbase.compile` takes it ("200MB", "40%",
     None for no limit), `catalog` the file of its statistics, `folds` of the cross-fitting, `rounds` of inference
-    and training in turn, `steps` of training per fold and round. `on_progress(stage, done, total)` is called.
+    and training in turn, `steps` of training per fold and round (a linear classifier goes on with a third of them). `on_progress(stage, done, total)` is called.
     """
 
     seed: int = 0
@@ -184,8 +184,8 @@ class Copies:
 
     `copier`, `original` int64[n] codes of workers, `probability` that a label is copied, `evidence` log-odds of copying
     against two workers on their own, `shared` int64[n] how often the original was outvoted where both answered, `same`
-    in how many of these the copier said the same. A pair is named in the direction that has more evidence; in both where
-    both have as much, as with workers who always say the same.
+    in how many of these the copier said the same. A pair is named in the direction that has more evidence, which tells
+    little where both err alike; in both directions where both have as much, as with workers who always say the same.
     """
 
     copier: Ints
@@ -236,8 +236,8 @@ class Result:
     - sets: `value` bool[n_items, K], `posterior` and `probability` float64[n_items, K] of yes and of the value.
 
     `claim_count` int64[n_items] counts distinct claims. `classifier` predicts items nobody labelled, where
-    features were given. `state` are the statistics to go on from, `copies` the workers who were found to copy (none among
-    numbers, nor where classes are too many for confusion matrices).
+    features were given. `state` are the statistics to go on from, `copies` the workers who were found to copy (none
+    among numbers, nor where classes are too many for confusion matrices).
     """
 
     claims: Claims

@@ -7,8 +7,7 @@ how workers err. In the answer they count little (CROWD), because the workers of
 looks like, while a classifier averages such errors over all items. What networks of several rounds say is averaged: a
 single one is noisy. The classifier that is handed out is taught the answer, which is nearer to the truth than what the
 networks before it were taught. Rounds are many, because workers' confusion, of few labels each, is learned anew in
-small steps. One that predicts the crowd hardly better than the shares of the classes do is not
-heard.
+small steps. One that predicts the crowd hardly better than the shares of the classes do is not heard.
 """
 
 from __future__ import annotations

@@ -146,7 +146,8 @@ class Config:
 
     `memory` is the budget of the neural prior's training step as `gradbase.compile` takes it ("200MB", "40%",
     None for no limit), `catalog` the file of its statistics, `folds` of the cross-fitting, `rounds` of inference
-    and training in turn, `steps` of training per fold and round (a linear classifier goes on with a third of them). `on_progress(stage, done, total)` is called.
+    and training in turn, `steps` of training per fold and round (a linear classifier goes on with a third of
+    them). `on_progress(stage, done, total)` is called.
     """
 
     seed: int = 0

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradbase.cluster.heap import freed_memory_kept
+from gradbase.common.malloc import freed_memory_kept
 
 WORKERS = 2
 WARM_STEPS = 5

@@ -19,7 +19,6 @@ import torch
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.codecs import parse_codecs
 from gradbase.cluster.forks import ForkServer
-from gradbase.cluster.heap import freed_memory_kept
 from gradbase.cluster.job import STEPS_UNKNOWN, CodecChoice, Outcome, Request, Traffic
 from gradbase.cluster.local._choice import StoreChoice, measured_choice
 from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
@@ -42,6 +41,7 @@ from gradbase.cluster.storage import (
 )
 from gradbase.cluster.worker import BatchStream, Learner, Recipe
 from gradbase.common.errors import StepError, UsageError
+from gradbase.common.malloc import freed_memory_kept
 from gradbase.store.codec import choose, measure_speeds
 from gradbase.store.files import DiskRate
 from gradbase.store.layout import Layout, lay_out, specs_of_model

@@ -11,12 +11,12 @@ import torch
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.codecs import parse_codecs
-from gradbase.cluster.heap import keep_freed_memory
 from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.servant import serve
 from gradbase.cluster.worker import BatchStream, Learner, Recipe
 from gradbase.common.errors import GradbaseError
+from gradbase.common.malloc import keep_freed_memory
 from gradbase.store.layout import Layout
 from gradbase.store.update import UpdateRule
 

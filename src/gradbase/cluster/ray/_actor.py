@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from gradbase.cluster.channel import Channel
-from gradbase.cluster.heap import freed_memory_kept
 from gradbase.cluster.local import Slab, Task, equip
 from gradbase.cluster.ray._beats import Beats
 from gradbase.cluster.ray._remote import PagesGone, RemoteMemory
 from gradbase.cluster.servant import Memory, serve
 from gradbase.cluster.worker import BatchStream, Learner
 from gradbase.common.errors import GradbaseError, StoreError
+from gradbase.common.malloc import freed_memory_kept
 from gradbase.store.wire import Connection, TimedStream, connect, dial, introduce, keep_watch, parse_address
 
 _HANDSHAKE_S = 5.0

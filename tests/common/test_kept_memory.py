@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reaso
 _NBYTES = 64 << 20
 _PREPARED = f"""
 import resource
-from gradbase.cluster.heap import freed_memory_kept, keep_freed_memory
+from gradbase.common.malloc import freed_memory_kept, keep_freed_memory
 
 def resident_bytes():
     with open("/proc/self/statm") as file:

@@ -1,10 +1,10 @@
 """Pages for a worker on another host: values come and gradients go over the store's wire.
 
-    servant -> caller    Pull(session=number) to a shard       values of the shard's pages, as PullReply
-                         Pull(session=number) to a worker      what is kept of the residuals of the lane with its number
+    servant -> caller    Pull(session=number) to a shard       values of the shard's pages, in PullReplies till all are there
+                         Pull(session=number) to a worker      in the same way, what is kept of that lane's residuals
                          Push(session=number, lane, parts=0)   gradients of some pages, encoded; more follow
                          Push(session=number, lane, parts=1)   the last ones, and buffers; answered by PushReply
-                         Push(session=number) to a worker      residuals of that lane, to be kept; answered by PushReply
+                         Push(session=number) to a worker      residuals of that lane, to be kept; parts as above
 
 `number` is the servant's own; once it is fenced nothing that it sends gets into the slab.
 """
@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,10 @@ from gradbase.common.errors import StoreError
 from gradbase.store.codec import Codec, decode, encode
 from gradbase.store.layout import Page
 from gradbase.store.machine.messages import Address, Pull, PullReply, Push, PushReply
-from gradbase.store.wire import Block, Connection
+from gradbase.store.wire import Block, Connection, Place
+
+# Far below what a connection takes in one message, and soon over on a slow link too.
+_MESSAGE_BYTES = 64 << 20
 
 
 class PagesGone(StoreError):
@@ -67,7 +70,8 @@ class PageServer:
             if isinstance(message, Pull):
                 blocks = self._values(to)
                 self._count(message.session, pulled_nbytes=_nbytes(blocks))
-                connection.send(PullReply(0, message.session, to[1], 0, (), blocks, 0))
+                for some, _ in _messages(blocks):
+                    connection.send(PullReply(0, message.session, to[1], 0, (), some, 0))
             elif isinstance(message, Push):
                 self._take(message, to, arrived)
                 if message.parts:
@@ -200,7 +204,8 @@ class RemoteMemory:
     def keep(self, lane: int) -> None:
         residuals = self._feedback.of_lane(lane).state()
         blocks = tuple(Block(number, *encode(Codec(), residual)) for number, residual in residuals.items())
-        self._say(Push(0, 0, self._number, 0, lane, 0, 0, 1, blocks), ("worker", lane))
+        for some, last in _messages(blocks):
+            self._say(Push(0, 0, self._number, 0, lane, 0, 0, int(last), some), ("worker", lane))
         self._answer(PushReply, {})
 
     def _kept(self, lane: int) -> Mapping[int, torch.Tensor]:
@@ -230,16 +235,37 @@ class RemoteMemory:
             raise PagesGone(error.problem, *error.remedies) from error
 
     def _answer(self, kind: type, places: Mapping[int, memoryview]) -> None:
+        """Receive what was asked for, in as many messages as it takes to fill `places`, one at least."""
+        missing = dict(places)
+
         def place(message: type, key: int, head: Any, nbytes: int) -> memoryview | None:
-            known = places.get(key)
+            known = missing.pop(key, None)
             return known if known is not None and len(known) == nbytes else None
 
+        self._receive(kind, place)
+        while missing:
+            self._receive(kind, place)
+
+    def _receive(self, kind: type, place: Place) -> None:
         try:
             answer = self._connection.receive(place)
         except StoreError as error:
             raise PagesGone(error.problem, *error.remedies) from error
         if answer is None or not isinstance(answer.message, kind):
             raise PagesGone("the caller has closed the connection for pages", "the job is over, or has to be resumed")
+
+
+def _messages(blocks: Sequence[Block]) -> Iterator[tuple[tuple[Block, ...], bool]]:
+    """The blocks in order, as many in a message as fit, and whether it is the last. Without blocks one without any."""
+    some: list[Block] = []
+    nbytes = 0
+    for block in blocks:
+        nbytes += _nbytes([block])
+        if some and nbytes > _MESSAGE_BYTES:
+            yield tuple(some), False
+            some, nbytes = [], _nbytes([block])
+        some.append(block)
+    yield tuple(some), True
 
 
 def pushed_pages(where: Map) -> set[int]:

@@ -1,6 +1,6 @@
 """Pages for a worker on another host: values come and gradients go over the store's wire.
 
-    servant -> caller    Pull(session=number) to a shard       values of the shard's pages, in PullReplies till all are there
+    servant -> caller    Pull(session=number) to a shard       values of the shard's pages, in PullReplies
                          Pull(session=number) to a worker      in the same way, what is kept of that lane's residuals
                          Push(session=number, lane, parts=0)   gradients of some pages, encoded; more follow
                          Push(session=number, lane, parts=1)   the last ones, and buffers; answered by PushReply

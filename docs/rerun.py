@@ -2,8 +2,8 @@
 
 A command stands in a block marked `console`, behind "$ ", its further lines behind "> "; what follows up to the next
 one is its output, standard error included. All commands of a page run one after the other, in one folder that is new
-and has `examples` in it. A page whose command ends with another status than the one said in its block's mark, as in
-```console status=2, is left as it was.
+and has `examples` in it, with a catalogue of their own. A page whose command ends with another status than the one
+said in its block's mark, as in ```console status=2, is left as it was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"^```console(?: status=(\d+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LIMIT_S = 900
+_SURROUNDINGS = {"COLUMNS": "110", "OMP_NUM_THREADS": "2"}
 
 
 def commands(block: str) -> Iterator[str]:
@@ -40,7 +41,7 @@ def shown(command: str, folder: Path, status: int) -> str:
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder / "work",
-        env=environment | {"COLUMNS": "110", "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "2")},
+        env=environment | _SURROUNDINGS | {"XDG_CACHE_HOME": str(folder / "cache")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

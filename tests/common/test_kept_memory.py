@@ -1,13 +1,12 @@
-"""Processes of their own: what malloc was told in one test would hold in the next."""
+"""Memory that was freed and is kept, each time in a new process."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.common.processes import printed
 
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")
 
@@ -27,15 +26,9 @@ began = resident_bytes()
 """
 
 
-def printed(code: str, **environment: str) -> str:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    run = [sys.executable, "-c", _PREPARED + code]
-    return subprocess.run(run, env=kept | environment, check=True, capture_output=True, text=True).stdout.strip()
-
-
 def grown_bytes(code: str) -> int:
     """By how much the process is larger after `code` than before."""
-    return int(printed(code + "\nprint(resident_bytes() - began)"))
+    return int(printed(_PREPARED + code + "\nprint(resident_bytes() - began)"))
 
 
 def test_what_was_freed_stays():
@@ -56,5 +49,5 @@ def test_nothing_is_changed_unless_wanted():
 
 
 def test_who_has_set_malloc_up_is_left_alone():
-    assert printed("print(keep_freed_memory())", MALLOC_MMAP_THRESHOLD_="131072") == "False"
-    assert printed("print(keep_freed_memory())", GLIBC_TUNABLES="glibc.malloc.mmap_max=10") == "False"
+    assert printed(_PREPARED + "print(keep_freed_memory())", MALLOC_MMAP_THRESHOLD_="131072") == "False"
+    assert printed(_PREPARED + "print(keep_freed_memory())", GLIBC_TUNABLES="glibc.malloc.mmap_max=10") == "False"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.common.processes import printed
+
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc's malloc")
-_SOURCES = Path(__file__).parents[2] / "src"
 
 # `kept()` is the share that the process still holds of 32 MiB that were taken in blocks of 1 MiB, written, and freed.
 _COMMON = """
@@ -41,15 +38,7 @@ def kept():
 
 def shares(program: str, **environment: str) -> list[float]:
     """The numbers that a program prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", _COMMON + program],
-        env=os.environ | {"PYTHONPATH": str(_SOURCES)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return [float(word) for word in done.stdout.split()]
+    return [float(word) for word in printed(_COMMON + program, **environment).split()]
 
 
 def test_freed_memory_leaves_within_the_block_and_is_kept_after_it() -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from gradbase.buffer._arena import Arena
@@ -21,24 +21,26 @@ _ROUNDS_MIN = 3
 _LATENCY_PROBES = 50
 _MATRIX = 256  # a fraction of a millisecond, so that many fit beside one transfer
 # A core that has just waited computes slowly for some tens of milliseconds: first warm, then as long as transfers take.
-_WARM_S = 0.05
-_ALONE_S = 0.15
+_WARM_S = 0.02
+_ALONE_S = 0.05
 # Both directions at once count as duplex when each keeps this share of its speed.
 _DUPLEX_SHARE = 0.75
 _TAX_MAX = 0.95
 
 
-def measure_tier(directory: str | os.PathLike[str], *, seconds: float = 1.0) -> Tier:
+def measure_tier(directory: str | os.PathLike[str], *, seconds: float = 2.5) -> Tier:
     """Write and read a 64 MiB page file in `directory` for about `seconds`, through a `Pager`, as a step does.
 
-    Every figure is the median of at least three rounds; in each, writing, reading, both at once, and a matrix
-    product alone and beside the transfers are timed one after the other, so that other load on the machine
-    meets them alike. Raises PageError.
+    Transfers are timed while matrix products run beside them, for that is when a step's transfers run: a disk and its
+    host serve a machine that waits for them faster than one that computes. A rate is the lower quartile of at least
+    three rounds, as a plan that counted on more waits, and one that counted on less loses little. The tax compares
+    all products beside transfers with all products alone, in turn, so that other load meets both alike.
+    Raises PageError.
     """
     with PageFile(directory, _PAGES * _PAGE_BYTES) as pagefile, Pager(pagefile) as pager:
         arena = Arena(2 * _PAGES * _PAGE_BYTES)
         bench = _Bench(pager, arena)
-        bench.write()  # the first writes also turn reserved blocks into written ones
+        bench.warm()
         latency_us = median(bench.latency_us() for _ in range(_LATENCY_PROBES))
         rounds = _repeat(bench.round, seconds)
         arena.close()
@@ -46,12 +48,20 @@ def measure_tier(directory: str | os.PathLike[str], *, seconds: float = 1.0) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class _Pace:
+    """Matrix products in a stretch of time."""
+
+    products: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Round:
-    write_rate: float  # bytes per µs, alone
-    read_rate: float
-    both_write_rate: float  # the same, with the other direction running
+    alone: _Pace
+    writing: _Pace
+    reading: _Pace
+    both_write_rate: float  # bytes per µs, with the other direction running
     both_read_rate: float
-    tax: float
 
 
 class _Bench:
@@ -64,16 +74,19 @@ class _Bench:
         self._tiny = arena.memory(0, ALIGNMENT_BYTES)
         self._compute = _product()
 
+    def warm(self) -> None:
+        """The first writes also turn reserved blocks of the file into written ones."""
+        self._start_writes(range(_PAGES))
+        self._pager.drain()
+
     def round(self) -> _Round:
-        write_rate, read_rate = self.write(), self.read()
-        both_write_rate, both_read_rate = self._both()
-        return _Round(write_rate, read_rate, both_write_rate, both_read_rate, self._tax())
-
-    def write(self) -> float:
-        return self._rate(lambda: self._start_writes(range(_PAGES)))
-
-    def read(self) -> float:
-        return self._rate(lambda: self._start_reads(range(_PAGES)))
+        self._pace_for(_WARM_S)
+        alone = self._pace_for(_ALONE_S)
+        self._start_writes(range(_PAGES))
+        writing = self._pace_of_transfers()
+        self._start_reads(range(_PAGES))
+        reading = self._pace_of_transfers()
+        return _Round(alone, writing, reading, *self._both())
 
     def latency_us(self) -> float:
         """A 4 KiB page read by a thread that waits for it: the handover included, as the plan pays it."""
@@ -82,49 +95,33 @@ class _Bench:
         self._pager.wait_in(0)
         return (time.perf_counter() - began) * 1e6
 
-    def _rate(self, start: Callable[[], None]) -> float:
-        began = time.perf_counter()
-        start()
-        self._pager.drain()
-        return _PAGES * _PAGE_BYTES / ((time.perf_counter() - began) * 1e6)
-
     def _both(self) -> tuple[float, float]:
         """Half the pages out while the other half comes in; each direction's rate by its own busy time."""
         half = _PAGES // 2
         self._pager.reset_statistics()
         self._start_writes(range(half))
         self._start_reads(range(half, _PAGES))
-        self._pager.drain()
+        self._pace_of_transfers()
         seen = self._pager.statistics()
         return seen.page_out.nbytes / seen.page_out.busy_us, seen.page_in.nbytes / seen.page_in.busy_us
 
-    def _tax(self) -> float:
-        """The share of a transfer's time that computing beside it loses."""
-        self._pace_for(_WARM_S)
-        alone = self._pace_for(_ALONE_S)
-        self._start_writes(range(_PAGES))
-        beside_writes = self._pace_of_transfers()
-        self._start_reads(range(_PAGES))
-        beside_reads = self._pace_of_transfers()
-        return min(max(1 - (beside_writes + beside_reads) / 2 / alone, 0.0), _TAX_MAX)
-
-    def _pace_for(self, seconds: float) -> float:
+    def _pace_for(self, seconds: float) -> _Pace:
         end = time.perf_counter() + seconds
         return self._pace(lambda: time.perf_counter() < end)
 
-    def _pace_of_transfers(self) -> float:
+    def _pace_of_transfers(self) -> _Pace:
         pace = self._pace(lambda: not self._pager.idle())
         self._pager.drain()
         return pace
 
-    def _pace(self, goes_on: Callable[[], bool]) -> float:
-        """Matrix products per second while `goes_on`."""
+    def _pace(self, goes_on: Callable[[], bool]) -> _Pace:
+        """Matrix products while `goes_on`."""
         began = time.perf_counter()
         count = 0
         while goes_on():
             self._compute()
             count += 1
-        return count / (time.perf_counter() - began)
+        return _Pace(count, time.perf_counter() - began)
 
     def _start_writes(self, pages: range) -> None:
         for page in pages:
@@ -153,16 +150,38 @@ def _repeat(run: Callable[[], _Round], seconds: float) -> list[_Round]:
 
 
 def _tier_of(rounds: list[_Round], latency_us: float) -> Tier:
-    write_rate = median(each.write_rate for each in rounds)
-    read_rate = median(each.read_rate for each in rounds)
-    keeps_writing = median(each.both_write_rate for each in rounds) / write_rate
-    keeps_reading = median(each.both_read_rate for each in rounds) / read_rate
+    write_rate = _low([_rate(each.writing) for each in rounds])
+    read_rate = _low([_rate(each.reading) for each in rounds])
+    keeps_writing = _low([each.both_write_rate for each in rounds]) / write_rate
+    keeps_reading = _low([each.both_read_rate for each in rounds]) / read_rate
     return Tier(
         write_bytes_per_us=write_rate,
         read_bytes_per_us=read_rate,
         latency_us=latency_us,
-        compute_tax=median(each.tax for each in rounds),
+        compute_tax=_tax(rounds),
         duplex=min(keeps_writing, keeps_reading) >= _DUPLEX_SHARE,
         alignment_bytes=ALIGNMENT_BYTES,
         source="measured",
     )
+
+
+def _rate(transfers: _Pace) -> float:
+    """Bytes per µs of a stretch in which all pages moved one way."""
+    return _PAGES * _PAGE_BYTES / (transfers.seconds * 1e6)
+
+
+def _low(rates: list[float]) -> float:
+    """The lower quartile."""
+    return quantiles(rates, n=4, method="inclusive")[0]
+
+
+def _tax(rounds: list[_Round]) -> float:
+    """The share of a transfer's time that computing beside it loses."""
+    alone = _together([each.alone for each in rounds])
+    beside = _together([pace for each in rounds for pace in (each.writing, each.reading)])
+    return min(max(1 - beside / alone, 0.0), _TAX_MAX)
+
+
+def _together(paces: list[_Pace]) -> float:
+    """Products per second of all stretches together."""
+    return sum(pace.products for pace in paces) / sum(pace.seconds for pace in paces)

@@ -82,8 +82,8 @@ TIERS = Table(
     (
         Column("medium", "TEXT", "", "host and device id of the directory, or the name of a link"),
         Column("name", "TEXT", "", "what to call it: the directory when it was measured"),
-        Column("write_bytes_per_us", "REAL", "bytes/µs", "sustained writing (1 byte/µs is 1 MB/s)"),
-        Column("read_bytes_per_us", "REAL", "bytes/µs", "sustained reading"),
+        Column("write_bytes_per_us", "REAL", "bytes/µs", "sustained writing beside computing (1 byte/µs is 1 MB/s)"),
+        Column("read_bytes_per_us", "REAL", "bytes/µs", "sustained reading beside computing"),
         Column("latency_us", "REAL", "µs", "from asking for a small transfer to its end"),
         Column("compute_tax", "REAL", "share", "µs of computing lost per µs of transfer"),
         Column("duplex", "INTEGER", "0 or 1", "1: reads and writes run at full speed side by side"),

@@ -140,6 +140,7 @@ def test_next(cache: Path) -> None:
         (["labels.csv", "--out", "t.csv", "--html", "t.csv"], "expected an ending of .html"),
         (["labels.csv", "--out", "t.csv", "--columns", "item:qid"], "--columns 'item:qid' is not a list of NAME=VALUE"),
         (["labels.csv", "--out", "t.csv", "--columns", "item=qid"], "has no column 'qid'"),
+        (["labels.csv", "--out", "t.csv", "--next-out", "n.csv"], "--next-out was given without --next"),
         (["labels.csv", "--out", "t.csv", "--memory", "much"], "memory 'much' is not an amount"),
         (["labels.csv", "--out", "t.csv", "--gold", "twice.csv"], "item '1' has two golds in twice.csv: '0' and '1'"),
         (["labels.csv", "--out", "t.csv", "--gold", "labels.csv"], "has two golds"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradbase.common.errors import UsageError
-from gradbase.tables.crowd import Claims, Config, Features, infer
+from gradbase.common.errors import InfeasibleError, UsageError
+from gradbase.tables.crowd import Claims, Config, Features, Result, infer
 from gradbase.tables.crowd._features import Encoder, content_hashes
 from gradbase.tables.crowd._rivals import margins
 from gradbase.tables.crowd._text import Rarity, compare, number, paired
@@ -53,12 +53,15 @@ def test_names_and_the_order_of_items_mean_nothing() -> None:
     np.testing.assert_allclose(second.posterior, first.posterior[order], atol=1e-3)
 
 
-def test_a_budget_is_kept_to() -> None:
+def test_a_budget_changes_no_number_and_one_that_cannot_be_met_is_refused() -> None:
     simulated, features = known_world(4)
-    free, bound = (
-        infer(simulated.claims, features, Config(memory=m, folds=2, rounds=1, steps=20)) for m in (None, "80%")
-    )
-    np.testing.assert_array_equal(free.posterior, bound.posterior)
+
+    def within(memory: str | None) -> Result:
+        return infer(simulated.claims, features, Config(memory=memory, folds=2, rounds=1, steps=20))
+
+    assert (within("80%").posterior == within(None).posterior).all()
+    with pytest.raises(InfeasibleError, match="no plan for this step fits in 10.00 KiB"):
+        within("10KiB")
 
 
 def test_items_with_the_same_features_are_in_one_fold() -> None:

@@ -118,9 +118,19 @@ def test_which_table(tmp_path: Path) -> None:
     assert "the connection refuses" in refused(duckdb.connect(), query="SELEC 1")
 
 
-@pytest.mark.parametrize("source", [3, [1, 2], {"item": [1], "worker": [1, 2], "label": [1]}, "nothing.xlsx", "x.csv"])
-def test_what_is_no_table(source: Any) -> None:
-    refused(source)
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (3, "a int cannot be read as a table; expected a CSV, TSV, Parquet, DuckDB or SQLite file"),
+        ([1, 2], "a list cannot be read as a table; expected a CSV, TSV, Parquet, DuckDB or SQLite file"),
+        ({"item": [1], "worker": [1, 2], "label": [1]}, "expected length 1 but got length 2"),
+        ("nothing.xlsx", "there is no file nothing.xlsx"),
+        ("nothing.csv", "there is no file nothing.csv"),
+        (__file__, "has an ending that says nothing ('.py'); expected a CSV"),
+    ],
+)
+def test_what_is_no_table(source: Any, told: str) -> None:
+    assert told in refused(source)
 
 
 def test_wrong_types_and_queries(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from gradbase.executor import (
     Progress,
     analyze,
     apply_known,
+    corrections,
     costs_of,
     eager_extras,
     link_of,
@@ -224,6 +225,14 @@ class Step:
         times = tuple(median(values) for values in zip(*runs, strict=True)) if runs else ()
         return Measurements(times, self.measured_peak_bytes, tuple(self._step_times_us[-16:]))
 
+    def correct_statistics(self) -> int:
+        """Put right in the catalogue what the steps so far show to be more than 1.5 times off; returns how many.
+
+        The present plan stays; the next one is made with them. Nothing is corrected before the third step.
+        """
+        assert self._current is not None
+        return self._planner.correct(self._current[0])
+
     def explain(self, analyze: bool = False, format: str = "text", source: bool = False) -> str:
         """The plan, as text, json, html or perfetto; with `analyze`, measurements of the steps so far beside it."""
         if analyze and not self._step_times_us:
@@ -342,6 +351,17 @@ class _StepPlanner:
         return planned, Explanation(
             program.plan, physical, costs, eager, self._budget_bytes, device, hypothetical=False
         )
+
+
+    def correct(self, planned: Planned) -> int:
+        """Correct the catalogue by the steps of a plan."""
+        place = self._place
+        found = corrections(planned, lookup(planned.program, self._catalog, place))
+        if found:
+            self._catalog.correct(
+                found, device=place.device, torch_version=place.torch_version, threads=place.threads
+            )
+        return len(found)
 
 
 def _parameters_stand_alone(model: nn.Module) -> bool:

@@ -98,6 +98,14 @@ def test_a_recording_happens_whole_or_not_at_all(catalog: Catalog) -> None:
     assert catalog.query("SELECT count(*) FROM statistics")[1] == [(0,)]
 
 
+def test_a_correction_replaces_what_was_measured(catalog: Catalog) -> None:
+    catalog.record([entry(1), entry(2)], **HERE)
+    corrected = replace(entry(1), time_us=7.0, count=3)
+    catalog.correct([corrected], **HERE)
+    wanted = [entry(1).signature, entry(2).signature]
+    assert catalog.lookup(wanted, "cpu", "2.13.0", 2) == dict(zip(wanted, (corrected, entry(2)), strict=True))
+
+
 def test_the_last_measurement_of_a_tier_counts(catalog: Catalog, tmp_path: Path) -> None:
     medium = medium_of(tmp_path)
     assert medium == medium_of(tmp_path.parent)

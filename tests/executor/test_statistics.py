@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import torch
@@ -36,6 +37,30 @@ def test_the_second_planning_measures_nothing(tmp_path: Path) -> None:
     assert "measuring operators" in stages[0]
     assert not any(stage.startswith("measuring") for stage in stages[1])
     assert rows[0][0] > 10 and rows[0][1] >= 3 and rows[0][2] > 0
+
+
+def test_steps_correct_statistics_that_are_far_off(tmp_path: Path) -> None:
+    """As after measuring on a machine that others kept busy."""
+    case = ZOO["unet"]
+    batch = next(iter(case.batches()))
+
+    def compiled() -> gb.Step:
+        model = case.model()
+        return gb.compile(model, case.loss, case.optimizer(model), batch, catalog=catalog, spill=tmp_path)
+
+    with Catalog(tmp_path / "catalog.sqlite") as catalog:
+        compiled().close()
+        with sqlite3.connect(catalog.path) as connection:
+            connection.execute("UPDATE statistics SET time_us = time_us * 100")
+        with compiled() as step:
+            busy_us = step.plan.predicted_time_us
+            for _ in range(2):
+                step(batch)
+            assert step.correct_statistics() == 0, "one of two steps warmed up"
+            step(batch)
+            assert step.correct_statistics() > 0
+        with compiled() as step:
+            assert step.plan.predicted_time_us < busy_us / 5
 
 
 def test_explaining_a_meta_model_allocates_none_of_it(tmp_path: Path) -> None:

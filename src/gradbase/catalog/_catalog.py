@@ -78,6 +78,12 @@ class Catalog:
 
         self._database.write(work)
 
+    def correct(self, entries: Iterable[OperatorStatistics], *, device: str, torch_version: str, threads: int) -> None:
+        """Put measurements in the place of what is stored, which was found to be wrong, in one transaction."""
+        where = (device, torch_version, threads)
+        rows = [_encode(entry, where, self._now()) for entry in entries]
+        self._database.write(lambda connection: connection.executemany(STATISTICS.insert_sql(replace=True), rows))
+
     def lookup(
         self, signatures: Iterable[str], device: str, torch_version: str, threads: int
     ) -> dict[str, OperatorStatistics]:

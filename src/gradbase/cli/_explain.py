@@ -10,7 +10,7 @@ from typing import Any
 
 from gradbase.catalog import Catalog
 from gradbase.cli._console import Console
-from gradbase.cli._planning import check, plan_event, planning_arguments, rules_of, write_text
+from gradbase.cli._planning import check, correct_statistics, plan_event, planning_arguments, rules_of, write_text
 from gradbase.common.errors import UsageError
 from gradbase.common.units import format_bytes
 from gradbase.cost import get_profile
@@ -30,7 +30,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     job = start(recipe, arguments.seed, meta=arguments.meta or arguments.device is not None)
     with Catalog(arguments.catalog) as catalog, recipe.blamed("a step"):
         given = planning_arguments(arguments, job, catalog, console)
-        explanation, measurements, planning_s = (_analyzed if arguments.analyze else _planned)(arguments, job, given)
+        if arguments.analyze:
+            explanation, measurements, planning_s = _analyzed(job, given, console)
+        else:
+            explanation, measurements, planning_s = _planned(arguments, job, given)
         points = _curve(arguments, explanation, console)
     console.progress.clear()
     _print(arguments, console, explanation, planning_s, {"measurements": measurements, "curve": points})
@@ -54,7 +57,7 @@ def _planned(arguments: argparse.Namespace, job: Any, given: dict[str, Any]) -> 
     return explanation, None, time.perf_counter() - began
 
 
-def _analyzed(arguments: argparse.Namespace, job: Any, given: dict[str, Any]) -> tuple[Any, Any, float]:
+def _analyzed(job: Any, given: dict[str, Any], console: Console) -> tuple[Any, Any, float]:
     """Run a few real steps: the plan of the step that updates, and what it was measured to take."""
     from gradbase import compiled
 
@@ -62,6 +65,7 @@ def _analyzed(arguments: argparse.Namespace, job: Any, given: dict[str, Any]) ->
         for number, batch in enumerate(islice(job.batches, ANALYZED_STEPS * job.recipe.accumulate), start=1):
             given["on_progress"]("running steps", number, ANALYZED_STEPS * job.recipe.accumulate)
             step(batch)
+        correct_statistics(step, console)
         return step.explanation, step.measurements(), step.planning_s
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from gradbase.catalog import Catalog
 from gradbase.cli._console import Console
-from gradbase.common.errors import UsageError
+from gradbase.common.errors import CatalogError, UsageError
 from gradbase.common.units import format_bytes, format_us, parse_memory
 from gradbase.ir.physical import PhysicalPlan
 from gradbase.planner import RULES
 
 if TYPE_CHECKING:
-    from gradbase.compiled import Explanation
+    from gradbase.compiled import Explanation, Step
+
+_log = logging.getLogger("gradbase.cli")
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -87,6 +90,17 @@ def plan_line(plan: PhysicalPlan, eager_peak_bytes: int) -> str:
     if plan.unlimited_time_us > 0:
         parts.append(f"({plan.predicted_time_us / plan.unlimited_time_us:.3f}× of a step with no limit)")
     return "plan: " + " ".join(parts)
+
+
+def correct_statistics(step: Step, console: Console) -> None:
+    """Let later plans know what the steps showed; a catalogue that cannot take it must not cost the run."""
+    try:
+        corrected = step.correct_statistics()
+    except CatalogError as error:
+        _log.warning("the statistics are not corrected: %s", error)
+        return
+    if corrected:
+        console.say(f"statistics: {corrected} were more than 1.5 times off and are corrected; the next plan uses them")
 
 
 def write_text(path: Path, text: str) -> None:

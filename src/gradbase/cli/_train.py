@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradbase.catalog import Catalog, RunRecord
 from gradbase.cli import _compare, _workers
 from gradbase.cli._console import Console
-from gradbase.cli._planning import check, plan_event, plan_line, planning_arguments, write_text
+from gradbase.cli._planning import check, correct_statistics, plan_event, plan_line, planning_arguments, write_text
 from gradbase.common.errors import CatalogError
 from gradbase.common.units import format_bytes, format_us
 from gradbase.ir import format_physical
@@ -104,6 +104,7 @@ def _reports(arguments: argparse.Namespace, step: Step, console: Console) -> Non
     measurements = step.measurements()
     if arguments.analyze:
         console.say(step.explanation.render("text", measurements=measurements))
+        correct_statistics(step, console)
     if arguments.html:
         write_text(arguments.html, step.explanation.render("html", measurements=measurements))
     if arguments.perfetto:

@@ -15,6 +15,7 @@ from gradbase.executor._analyze import (
     traits_of,
 )
 from gradbase.executor._engine import Engine, Planned
+from gradbase.executor._feedback import corrections
 from gradbase.executor._measure import random_state_kept
 from gradbase.executor._peak import PeakMeter
 
@@ -27,6 +28,7 @@ __all__ = [
     "Progress",
     "analyze",
     "apply_known",
+    "corrections",
     "costs_of",
     "eager_extras",
     "link_of",

@@ -93,7 +93,7 @@ def read_fuse_claims(
     source: Any, *, table: str | None, query: str | None, columns: Mapping[str, str] | None
 ) -> tuple[Claims, CodedTable, list[str]]:
     """Claims of an input, what was read, and what has to be said about it. Raises TableError."""
-    from gradbase.tables.fuse import Claims
+    from gradbase.tables.fuse import Claims, Coded
 
     with Workspace() as workspace:
         scan = open_scan(source, workspace, table=table, query=query)
@@ -105,7 +105,7 @@ def read_fuse_claims(
         object=coded.codes["object"].astype(np.int64),
         attribute=code,
         source=coded.codes["source"].astype(np.int64),
-        value=_objects(coded.names["value"])[coded.codes["value"]],
+        value=Coded(coded.codes["value"], _objects(coded.names["value"])),
         object_names=_texts(coded.names["object"]),
         attribute_names=attributes,
         source_names=_texts(coded.names["source"]),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradbase.tables.fuse import AttributeOptions, Claims, Result, infer
+from gradbase.tables.fuse import AttributeOptions, Claims, Coded, Result, infer
 
 KINDS = ("categorical", "number", "measure", "set", "author set")
 Row = tuple[int, int, int, str, float]
@@ -73,6 +75,22 @@ def test_names_change_nothing(rows: list[Row], kind: str, order: list[int]) -> N
 def test_a_duplicate_changes_nothing(rows: list[Row], kind: str, data: st.DataObject) -> None:
     repeated = [*rows, *data.draw(st.lists(st.sampled_from(rows), max_size=8))]
     assert fused(rows, kind) == fused(repeated, kind)
+
+
+@given(rows_of_claims, st.sampled_from((*KINDS, "auto")))
+@settings(max_examples=25)
+def test_coded_values_mean_what_their_names_mean(rows: list[Row], kind: str) -> None:
+    objects, attributes, sources, values, times = zip(*rows, strict=True)
+    plain = Claims.from_columns(objects, attributes, sources, [None if v == "2" else v for v in values], time=times)
+    names = np.array(["unused", "41", None, "40", "3.5", "3", "1"], dtype=object)
+    coded = replace(plain, value=Coded(np.array([names.tolist().index(v) for v in plain.value]), names))
+    assert list(coded.value) == plain.value.tolist() and coded.value[0] == plain.value[0]
+    if set(values) == {"2"}:
+        return
+    options = {name: AttributeOptions(kind=kind) for name in plain.attribute_names}
+    first, second = (infer(claims, attributes=options) for claims in (plain, coded))
+    for name, column in (first.truths | first.why).items():
+        np.testing.assert_array_equal((second.truths | second.why)[name], column)
 
 
 def test_answers_of_a_larger_world_do_not_depend_on_names() -> None:

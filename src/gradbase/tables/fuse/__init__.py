@@ -5,6 +5,7 @@ from gradbase.tables.fuse._kinds import kinds, normalise, register_kind
 from gradbase.tables.fuse._types import (
     AttributeOptions,
     Claims,
+    Coded,
     Config,
     Hierarchy,
     Result,
@@ -15,6 +16,7 @@ from gradbase.tables.fuse._types import (
 __all__ = [
     "AttributeOptions",
     "Claims",
+    "Coded",
     "Config",
     "Hierarchy",
     "Result",

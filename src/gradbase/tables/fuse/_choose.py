@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradbase.tables.fuse._copying import Copying, detect, foretold, nothing_copied, twins
+from gradbase.tables.fuse._copying import Copying, Together, detect, foretold, nothing_copied, twins
 from gradbase.tables.fuse._discrete import Fit, Model, Sharpness, fit, link, posterior, predict, without_similarity
 from gradbase.tables.fuse._gates import SHARPNESSES, Folds, Gate, best_sharpness, judge
 from gradbase.tables.fuse._problem import Problem
@@ -67,7 +67,8 @@ def solve(
             fitted = fit(model, weight, config.iterations_max)
         network.close()
     if choice.copied:
-        fitted, weight, copying = _discounted(model, fitted, problem.weight, config, choice.twins)
+        together = Together.of(model, problem.weight)
+        fitted, weight, copying = _discounted(model, fitted, problem.weight, together, config, choice.twins)
     chains, timeline = chain(model) if choice.rate else None, None
     if chains is not None:
         fitted, timeline = refine(model, chains, fitted, weight, choice.sharpness.contested, choice.rate)
@@ -203,7 +204,11 @@ def _judge_copies(
         return False, False, fits
     weights = [folds.weight * ~held for held in folds.held]
     folded = list(zip(fits, folds.held, weights, strict=True))
-    found = {start: [_discounted(model, f, w, config, start) for f, _, w in folded] for start in (False, True)}
+    said = [Together.of(model, weight) for weight in weights]
+    found = {
+        start: [_discounted(model, f, w, t, config, start) for f, w, t in zip(fits, weights, said, strict=True)]
+        for start in (False, True)
+    }
 
     def total(start: bool) -> float:
         own = [predict(model, other, held) for (other, _, _), held in zip(found[start], folds.held, strict=True)]
@@ -230,14 +235,15 @@ def _cost(copying: Copying) -> float:
 
 
 def _discounted(
-    model: Model, fitted: Fit, weight: Floats, config: Config, from_twins: bool
+    model: Model, fitted: Fit, weight: Floats, together: Together, config: Config, from_twins: bool
 ) -> tuple[Fit, Floats, Copying]:
-    """Find copies and fit again without them, twice: better truths show copies better."""
+    """Find copies and fit again without them, twice: better truths show copies better. `together`: of the claims with
+    a weight."""
     if from_twins:
-        own = weight * twins(model, fitted, weight).independence(model.problem.claims)
+        own = weight * twins(together).independence(model.problem.claims)
         fitted = fit(model, own, config.iterations_max)
     for _ in range(_COPY_ROUNDS):
-        copying = detect(model, fitted, weight)
+        copying = detect(model, fitted, together)
         own = weight * copying.independence(model.problem.claims)
         fitted = fit(model, own, config.iterations_max)
     return fitted, own, copying

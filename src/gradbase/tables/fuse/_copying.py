@@ -13,8 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from gradbase.tables.fuse._discrete import Fit, Model
+from gradbase.tables.fuse._problem import Problem
 from gradbase.tables.fuse._relations import EXACT, OTHER
 from gradbase.tables.fuse._types import Bools, Floats, Ints
 
@@ -49,71 +51,89 @@ class Copying:
 
 
 @dataclass(frozen=True)
-class _Same:
-    """Pairs of claims of one candidate by two sources: (same,) each. `rarity`: -log of the chance to agree."""
+class Together:
+    """Who says the same as whom, and who speaks of what as well: of a set of claims, whatever is believed of them.
 
-    copying: Ints
-    copied: Ints
-    chance: Floats
+    copying, copied: (same,) claims of one candidate by two sources, the copier's and its original's. pair: (same,)
+    position in names: (pairs,) copier * sources + original. item: (spoken,) what sources speak of, in order, source by
+    source; bounds: (sources + 1,) where each begins.
+    """
 
+    copying: npt.NDArray[np.int32]
+    copied: npt.NDArray[np.int32]
+    pair: npt.NDArray[np.int32]
+    names: Ints
+    item: npt.NDArray[np.int32]
+    bounds: Ints
 
-def detect(model: Model, fitted: Fit, weight: Floats) -> Copying:
-    """Pairs with evidence beyond chance, for the claims with a weight."""
-    chance = _chance(model, fitted)
-    same = _same_values(model, np.flatnonzero(weight > 0), chance)
-    problem = model.problem
-    one, other = problem.source[same.copying], problem.source[same.copied]
-    pair, names = _groups(one * problem.sources + other)
-    names, same, pair = _suspects(names, pair, same)
-    copier, original = names // max(1, problem.sources), names % max(1, problem.sources)
-    shared = _shared_items(model, weight, copier, original)
-    agreed = np.bincount(pair, minlength=len(names))
-    by_rate = np.stack([_evidence(rate, pair, same.chance, agreed, shared) for rate in RATES], axis=1)
-    best = by_rate.argmax(axis=1) if len(names) else np.empty(0, np.int64)
-    evidence = by_rate.max(axis=1, initial=-np.inf)
-    active = len(np.unique(problem.source[weight > 0]))
-    kept = evidence > _EVIDENCE_MIN + np.log(max(1, active * (active - 1) // 2))
-    used, rate = kept[pair], RATES[best]
-    position = np.cumsum(kept) - 1
-    own_rate = rate[pair[used]]
-    copied = own_rate / (own_rate + (1 - own_rate) * same.chance[used])
-    return (
-        Copying(
-            copier[kept],
-            original[kept],
-            evidence[kept],
-            rate[kept],
-            shared[kept],
-            agreed[kept],
-            same.copying[used],
-            copied,
+    @classmethod
+    def of(cls, model: Model, weight: Floats) -> Together:
+        """That of the claims with a weight."""
+        problem, claims = model.problem, np.flatnonzero(weight > 0)
+        copying, copied, pair, names = _directed(model, *_same_values(model, claims))
+        spoken = np.sort(problem.source[claims] * problem.items + problem.item[claims])
+        spoken = spoken[np.r_[True, spoken[1:] != spoken[:-1]]] if len(spoken) else spoken
+        bounds = np.searchsorted(spoken, np.arange(problem.sources + 1) * problem.items)
+        return cls(copying, copied, pair, names, (spoken % max(1, problem.items)).astype(np.int32), bounds)
+
+    @property
+    def active(self) -> int:
+        """Sources that say anything."""
+        return int(np.count_nonzero(np.diff(self.bounds)))
+
+    def sources(self, names: Ints) -> tuple[Ints, Ints]:
+        """(pairs,) copiers and originals."""
+        width = max(1, len(self.bounds) - 1)
+        return names // width, names % width
+
+    def shared(self, copier: Ints, original: Ints) -> Ints:
+        """(pairs,) items that both speak of."""
+        items = {s: self.item[self.bounds[s] : self.bounds[s + 1]] for s in {*copier.tolist(), *original.tolist()}}
+        both = (
+            len(np.intersect1d(items[a], items[b], assume_unique=True))
+            for a, b in zip(copier.tolist(), original.tolist(), strict=True)
         )
-        if len(position)
-        else nothing_copied()
-    )
+        return np.fromiter(both, np.int64, len(copier))
 
 
-def twins(model: Model, fitted: Fit, weight: Floats) -> Copying:
+def detect(model: Model, fitted: Fit, together: Together) -> Copying:
+    """Pairs with evidence beyond chance."""
+    chance = _chance(model, fitted)[together.copying]
+    suspected = _suspected(together, chance)
+    copier, original = together.sources(together.names[suspected])
+    pair, used = _renumbered(together, suspected)
+    copying, chance, agreed = together.copying[used], chance[used], np.bincount(pair, minlength=len(copier))
+    shared = together.shared(copier, original)
+    by_rate = np.stack([_evidence(rate, pair, chance, agreed, shared) for rate in RATES], axis=1)
+    evidence = by_rate.max(axis=1, initial=-np.inf)
+    rate = RATES[by_rate.argmax(axis=1)] if len(copier) else np.empty(0)
+    kept = evidence > _EVIDENCE_MIN + np.log(max(1, together.active * (together.active - 1) // 2))
+    found = kept[pair]
+    own_rate = rate[pair[found]]
+    copied = own_rate / (own_rate + (1 - own_rate) * chance[found])
+    pairs = (column[kept] for column in (copier, original, evidence, rate, shared, agreed))
+    return Copying(*pairs, copying[found].astype(np.int64), copied)
+
+
+def twins(together: Together) -> Copying:
     """Pairs that nearly always say the same, before anything is believed: a clique of copiers that outvotes the others
     makes its own truth, by which it is the others who seem to copy their mistakes from each other."""
-    problem = model.problem
-    same = _same_values(model, np.flatnonzero(weight > 0), _chance(model, fitted))
-    pair, names = _groups(problem.source[same.copying] * problem.sources + problem.source[same.copied])
-    often = np.bincount(pair, minlength=len(names)) >= _TWIN_SAME
-    used, position = often[pair], np.cumsum(often) - 1
-    names, pair = names[often], position[pair[used]]
-    same = _Same(same.copying[used], same.copied[used], same.chance[used])
-    copier, original = names // max(1, problem.sources), names % max(1, problem.sources)
-    shared, agreed = _shared_items(model, weight, copier, original), np.bincount(pair, minlength=len(names))
+    often = np.bincount(together.pair, minlength=len(together.names)) >= _TWIN_SAME
+    copier, original = together.sources(together.names[often])
+    pair, used = _renumbered(together, often)
+    shared, agreed = together.shared(copier, original), np.bincount(pair, minlength=len(copier))
     rate = agreed / np.maximum(shared, 1)
     kept = rate >= _TWIN_RATE
-    if not kept.any():
-        return nothing_copied()
-    used, none = kept[pair], np.zeros(int(kept.sum()))
-    copied = np.minimum(rate[pair[used]], RATES[-1])
-    return Copying(
-        copier[kept], original[kept], none, rate[kept], shared[kept], agreed[kept], same.copying[used], copied
-    )
+    found = kept[pair]
+    copied = np.minimum(rate[pair[found]], RATES[-1])
+    pairs = (column[kept] for column in (copier, original, np.zeros(len(kept)), rate, shared, agreed))
+    return Copying(*pairs, together.copying[used][found].astype(np.int64), copied)
+
+
+def _renumbered(together: Together, chosen: Bools) -> tuple[Ints, Bools]:
+    """Positions among the chosen pairs (pairs,) of the claims that belong to one, and which do (same,)."""
+    used = chosen[together.pair]
+    return (np.cumsum(chosen) - 1)[together.pair[used]], used
 
 
 def foretold(model: Model, copying: Copying, own: Floats, held: Bools, weight: Floats) -> Floats:
@@ -128,9 +148,9 @@ def foretold(model: Model, copying: Copying, own: Floats, held: Bools, weight: F
     within = np.arange(len(claim)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
     pair = order[bounds[problem.source[claims]][claim] + within]
     original, at = copying.original[pair], claims[claim]
-    spoke = np.isin(original * problem.items + problem.item[at], (problem.source * problem.items + problem.item)[given])
+    spoke = _among(original * problem.items + problem.item[at], (problem.source * problem.items + problem.item)[given])
     said = problem.source * problem.candidates + problem.candidate
-    agrees = np.isin(original * problem.candidates + problem.candidate[at], said[given])
+    agrees = _among(original * problem.candidates + problem.candidate[at], said[given])
     rate = np.where(spoke, np.minimum(copying.rate[pair], 0.98), 0.0)
     alone = np.exp(np.bincount(claim, np.log1p(-rate), len(claims)))
     share = np.bincount(claim, rate * agrees, len(claims)) / np.maximum(np.bincount(claim, rate, len(claims)), 1e-12)
@@ -143,9 +163,11 @@ def nothing_copied() -> Copying:
     return Copying(ints, ints, floats, floats, ints, ints, ints, floats)
 
 
-def _groups(values: Ints) -> tuple[Ints, Ints]:
-    names, group = np.unique(values, return_inverse=True)
-    return group, names
+def _among(wanted: Ints, values: Ints) -> Bools:
+    """(wanted,) which of them are among the values: sorting is faster here than numpy's hashing."""
+    ordered = np.append(np.sort(values), np.iinfo(np.int64).max)
+    found: Bools = ordered[np.searchsorted(ordered, wanted)] == wanted
+    return found
 
 
 def _chance(model: Model, fitted: Fit) -> Floats:
@@ -159,8 +181,8 @@ def _chance(model: Model, fitted: Fit) -> Floats:
     return np.clip(truth * exact + (1 - truth) * (1 - exact) * choice + other * 1e-6, 1e-6, 1 - 1e-6)
 
 
-def _same_values(model: Model, claims: Ints, chance: Floats) -> _Same:
-    """Every two claims of a candidate that is not popular, the copier's first."""
+def _same_values(model: Model, claims: Ints) -> tuple[Ints, Ints]:
+    """Every two claims, by different sources, of a candidate that is not popular."""
     problem = model.problem
     order = claims[np.argsort(problem.candidate[claims], kind="stable")]
     candidate = problem.candidate[order]
@@ -174,51 +196,56 @@ def _same_values(model: Model, claims: Ints, chance: Floats) -> _Same:
         other.append(order[(group[:, None] + right).ravel()])
     first, second = np.concatenate(one), np.concatenate(other)
     different = problem.source[first] != problem.source[second]
-    copying, copied = _directed(model, first[different], second[different])
-    return _Same(copying, copied, chance[copying])
+    return first[different], second[different]
 
 
-def _directed(model: Model, first: Ints, second: Ints) -> tuple[Ints, Ints]:
+def _directed(
+    model: Model, first: Ints, second: Ints
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32], Ints]:
     """Each pair with the copier's claim first: the source that mostly comes later where dates say so, else the one
-    with fewer claims; an order among all sources, so that nobody copies from himself in a circle."""
+    with fewer claims; an order among all sources, so that nobody copies from himself in a circle. Also the pairs of
+    sources, as `Together` has them."""
     problem = model.problem
-    size = problem.per_source()
+    rank = _rank(model)
+    swap = rank[problem.source[first]] < rank[problem.source[second]]
+    small, large = np.where(swap, second, first), np.where(swap, first, second)
+    names, pair = np.unique(problem.source[small] * problem.sources + problem.source[large], return_inverse=True)
+    turned = _turned(problem, small, large, pair, len(names))
+    copier, original = names // max(1, problem.sources), names % max(1, problem.sources)
+    names = np.where(turned, original * problem.sources + copier, names)
+    by_claim = turned[pair]
+    copying, copied = np.where(by_claim, large, small), np.where(by_claim, small, large)
+    names, place = np.unique(names, return_inverse=True)
+    narrow = (column.astype(np.int32) for column in (copying, copied, place[pair]))
+    return *narrow, names
+
+
+def _rank(model: Model) -> Ints:
+    """(sources,) the place of each, those with most claims first."""
+    problem = model.problem
     seen = np.full(problem.sources, problem.claims)
     np.minimum.at(seen, problem.source, np.arange(problem.claims))
     rank = np.empty(problem.sources, dtype=np.int64)
-    rank[np.lexsort((seen, -size))] = np.arange(problem.sources)
-    swap = rank[problem.source[first]] < rank[problem.source[second]]
-    small, large = np.where(swap, second, first), np.where(swap, first, second)
-    # Dates may turn a whole pair of sources round.
-    pair, _ = _groups(problem.source[small] * problem.sources + problem.source[large])
-    dated = ~np.isnan(problem.time[small] + problem.time[large])
-    later = np.where(dated, np.sign(problem.time[large] - problem.time[small]), 0.0)
-    total = np.bincount(pair, minlength=1)[pair] if len(pair) else np.empty(0)
-    turned = np.bincount(pair, later, minlength=1)[pair] > _DATED_SHARE * total if len(pair) else np.empty(0, np.bool_)
-    return np.where(turned, large, small), np.where(turned, small, large)
+    rank[np.lexsort((seen, -problem.per_source()))] = np.arange(problem.sources)
+    return rank
 
 
-def _suspects(names: Ints, pair: Ints, same: _Same) -> tuple[Ints, _Same, Ints]:
-    """The pairs that share most surprising values, at most PAIRS_MAX, with their shared values."""
-    surprise = np.bincount(pair, -np.log(same.chance), len(names))
-    suspected = (np.bincount(pair, minlength=len(names)) >= SAME_MIN) & (surprise > _EVIDENCE_MIN)
+def _turned(problem: Problem, small: Ints, large: Ints, pair: Ints, pairs: int) -> Bools:
+    """(pairs,) whether dates turn a pair of sources round: the first's claims mostly come before the other's."""
+    if np.isnan(problem.time).all():
+        return np.zeros(pairs, dtype=np.bool_)
+    later = np.nan_to_num(np.sign(problem.time[large] - problem.time[small]))
+    return np.bincount(pair, later, pairs) > _DATED_SHARE * np.bincount(pair, minlength=pairs)
+
+
+def _suspected(together: Together, chance: Floats) -> Bools:
+    """(pairs,) those that share most surprising values, at most PAIRS_MAX. `chance` (same,) to agree by itself."""
+    surprise = np.bincount(together.pair, -np.log(chance), len(together.names))
+    often = np.bincount(together.pair, minlength=len(together.names)) >= SAME_MIN
+    suspected: Bools = often & (surprise > _EVIDENCE_MIN)
     if suspected.sum() > PAIRS_MAX:
         suspected &= surprise >= np.sort(surprise[suspected])[-PAIRS_MAX]
-    used = suspected[pair]
-    position = np.cumsum(suspected) - 1
-    return names[suspected], _Same(same.copying[used], same.copied[used], same.chance[used]), position[pair[used]]
-
-
-def _shared_items(model: Model, weight: Floats, copier: Ints, original: Ints) -> Ints:
-    """(pairs,) items that both speak of."""
-    problem = model.problem
-    claims = np.flatnonzero(weight > 0)
-    spoken = np.unique(problem.source[claims] * problem.items + problem.item[claims])
-    source, item = spoken // max(1, problem.items), spoken % max(1, problem.items)
-    bounds = np.searchsorted(source, np.arange(problem.sources + 1))
-    items = {s: item[bounds[s] : bounds[s + 1]] for s in {*copier.tolist(), *original.tolist()}}
-    both = (len(np.intersect1d(items[a], items[b], assume_unique=True)) for a, b in zip(copier, original, strict=True))
-    return np.fromiter(both, np.int64, len(copier))
+    return suspected
 
 
 def _evidence(rate: float, pair: Ints, chance: Floats, agreed: Ints, shared: Ints) -> Floats:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradbase.common.errors import UsageError
 from gradbase.tables.fuse._kinds import Kind, is_missing, kind_named, to_date, to_number
+from gradbase.tables.fuse._problem import factorize
 from gradbase.tables.fuse._types import AttributeOptions, Claims, Floats, Hierarchy, Ints
 
 _MOSTLY = 0.95  # of the distinct values, to be numbers or dates
@@ -69,8 +70,8 @@ def _settled(claims: Claims, rows: Ints, options: AttributeOptions, hierarchy: H
         return options
     if options.hierarchy is not None:
         return replace(options, kind="hierarchy")
-    values = [value for value in claims.value[rows].tolist() if not is_missing(value)]
-    distinct = sorted(set(values), key=repr)[:: max(1, len(set(values)) // _LOOKED_AT)]
+    values = [value for value in factorize(claims.value[rows])[1] if not is_missing(value)]
+    distinct = sorted(values, key=repr)[:: max(1, len(values) // _LOOKED_AT)]
     if hierarchy is not None and _names_most(hierarchy, distinct):
         return replace(options, kind="hierarchy", hierarchy=hierarchy)
     return replace(options, kind=_kind_by_values(claims, rows, distinct))
@@ -103,8 +104,8 @@ def _several(claims: Claims, rows: Ints) -> float:
     """The share of sources' items with more than one value, where the source says more than one in no order of time."""
     if claims.time is not None and not np.isnan(claims.time[rows]).all():
         return 0.0
-    seen: dict[str, int] = {}
-    value = np.fromiter((seen.setdefault(str(v), len(seen)) for v in claims.value[rows]), np.int64, len(rows))
+    raw, raws = factorize(claims.value[rows])
+    value = np.append(factorize(list(map(str, raws)))[0], -1)[raw]
     speaker = claims.object[rows] * len(claims.source_names) + claims.source[rows]
     order = np.lexsort((value, speaker))
     speaker, value = speaker[order], value[order]
@@ -115,9 +116,10 @@ def _several(claims: Claims, rows: Ints) -> float:
 
 def _same_pairs(claims: Claims, rows: Ints) -> Floats:
     """Ordered pairs of claims, (4,): of one item with the same number, of one item, the same of any, any."""
-    numbers = [to_number(value) for value in claims.value[rows].tolist()]
-    known = np.array([number is not None for number in numbers], dtype=np.bool_)
-    _, value = np.unique(np.array([number for number in numbers if number is not None]), return_inverse=True)
+    raw, raws = factorize(claims.value[rows])
+    numbers = np.array([np.nan if number is None else number for number in [*map(to_number, raws), None]])[raw]
+    known = ~np.isnan(numbers)
+    _, value = np.unique(numbers[known], return_inverse=True)
     item = claims.object[rows][known]
     rare = (np.bincount(value, minlength=1) <= max(1.0, _POPULAR * len(value)))[value]
     if rare.sum() >= _RARE_SHARE * len(value):

@@ -15,6 +15,7 @@ its other claims of that value, shrunk towards none.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -72,25 +73,35 @@ class Model:
     known: Floats | None = None
     prior: Floats | None = None
 
-    @property
+    @cached_property
+    def cell(self) -> Ints:
+        """(links,) where a table (sources, RELATIONS) has the link's source and relation."""
+        return self.problem.source[self.links.claim] * RELATIONS + self.links.relation
+
+    @cached_property
+    def openness(self) -> Floats:
+        """(links,) how much less likely an unclaimed value makes a claim, whoever makes it."""
+        return self.links.choices + self.log_domain[self.problem.item[self.links.claim]]
+
+    @cached_property
     def log_domain(self) -> Floats:
         """(items,) of the number of values that a false claim may be of."""
         vocabulary = self.problem.vocabulary
         return np.log(np.where(vocabulary > DOMAIN, DOMAIN + self._claimed, np.maximum(vocabulary - 1, 1)))
 
-    @property
+    @cached_property
     def log_rest(self) -> Floats:
         """(items,) of the number of values of the domain that nobody claimed, at least one."""
         vocabulary = self.problem.vocabulary
         return np.log(np.where(vocabulary > DOMAIN, DOMAIN, np.maximum(vocabulary - self._claimed, 1)))
 
-    @property
+    @cached_property
     def log_unclaimed(self) -> Floats:
         """(items,) what those weigh together, where a claimed value weighs one before its claims. The values of a
         small vocabulary weigh alike; of an open domain, what is claimed at all is likelier from the start."""
         return np.where(self.problem.vocabulary > DOMAIN, np.log(UNCLAIMED), 0.0) + self.log_rest
 
-    @property
+    @cached_property
     def _claimed(self) -> Ints:
         return np.bincount(self.problem.candidate_item, minlength=self.problem.items)
 
@@ -140,13 +151,13 @@ def shared_claims(model: Model, weight: Floats) -> Bools:
 
 def contributions(model: Model, profile: Floats, lift: Floats, weight: Floats) -> Floats:
     """(links,) log-odds that a claim gives a candidate, against an unclaimed value."""
-    links, problem = model.links, model.problem
-    logs = np.log(profile)
-    source = problem.source[links.claim]
-    gained = logs[source, links.relation] - logs[source, OTHER] + links.choices
-    gained += model.log_domain[problem.item[links.claim]]
-    gained += np.where(links.relation == EXACT, lift[links.claim], 0.0)
-    return weight[links.claim] * gained
+    links, logs = model.links, np.log(profile)
+    gained: Floats = (logs - logs[:, [OTHER]]).ravel()[model.cell]
+    gained += model.openness
+    if model.lifted:
+        gained += np.where(links.relation == EXACT, lift[links.claim], 0.0)
+    gained *= weight[links.claim]
+    return gained
 
 
 def scores(model: Model, profile: Floats, lift: Floats, weight: Floats) -> Floats:
@@ -196,9 +207,8 @@ def profiles_of(model: Model, beliefs: Floats, weight: Floats, mean: Floats) -> 
 def _counts(model: Model, beliefs: Floats, weight: Floats) -> Floats:
     """(sources, RELATIONS) how often each source's claims stand in each relation to the truth, in expectation."""
     links, problem = model.links, model.problem
-    cell = problem.source[links.claim] * RELATIONS + links.relation
     held = weight[links.claim] * beliefs
-    counts = np.bincount(cell, held, problem.sources * RELATIONS).reshape(-1, RELATIONS)
+    counts = np.bincount(model.cell, held, problem.sources * RELATIONS).reshape(-1, RELATIONS)
     counts[:, OTHER] = np.maximum(problem.per_source(weight) - counts[:, :OTHER].sum(axis=1), 0.0)
     return counts if model.known is None else counts + model.known
 

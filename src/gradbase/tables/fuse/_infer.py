@@ -68,7 +68,7 @@ class _Parts:
     truths: list[Table] = field(default_factory=list)
     sources: list[Table] = field(default_factory=list)
     copies: list[Table] = field(default_factory=list)
-    why: list[Table] = field(default_factory=list)
+    why: list[Callable[[], Table]] = field(default_factory=list)
     history: list[Table] = field(default_factory=list)
     gates: list[Table] = field(default_factory=list)
     statistics: list[Callable[[], Statistics]] = field(default_factory=list)
@@ -130,7 +130,7 @@ def _add_discrete(parts: _Parts, task: _Task, attributes: list[int]) -> None:
     parts.truths.append(tables.discrete_truths(solution, decision, counted))
     parts.sources.append(tables.discrete_sources(solution, task.config.level))
     parts.copies.append(tables.copies(solution))
-    parts.why.append(grow.folded(tables.discrete_why(solution, decision), earlier.row))
+    parts.why.append(lambda: grow.folded(tables.discrete_why(solution, decision), earlier.row))
     if solution.timeline is not None:
         parts.history.append(history(problem, solution.timeline))
     parts.gates.append(tables.gates(solution.gates))
@@ -159,7 +159,7 @@ def _add_measured(parts: _Parts, task: _Task, attribute: int) -> None:
     counted = problem.per_item() + before.count
     parts.truths.append(tables.measured_truths(problem, found, data, config.level, counted))
     parts.sources.append(tables.measured_sources(problem, found, data, attribute, config.level))
-    parts.why.append(tables.measured_why(problem, found, data))
+    parts.why.append(lambda: tables.measured_why(problem, found, data))
     parts.gates.append(tables.gates(found.gates))
     parts.statistics.append(lambda: Statistics(grow.measured_values(task.claims, problem, found, counted), {}))
 
@@ -172,7 +172,7 @@ def _add_set(parts: _Parts, task: _Task, attribute: int) -> None:
     counted = task.counted(problem)
     parts.truths.append(tables.member_truths(problem, found, counted))
     parts.sources.append(tables.member_sources(problem, found, attribute, task.config.level))
-    parts.why.append(tables.member_why(problem, found))
+    parts.why.append(lambda: tables.member_why(problem, found))
     parts.statistics.append(lambda: Statistics(grow.known_values(task.claims, problem, found.score, counted), {}))
 
 
@@ -180,21 +180,25 @@ def _result(parts: _Parts, task: _Task, statistics: Statistics | None) -> Result
     nobody = task.earlier.nobody
     truths = tables.stack(tables.TRUTHS, parts.truths)
     sources = tables.stack(tables.SOURCES, parts.sources)
-    why = tables.stack(tables.WHY, parts.why)
     copies = tables.stack(tables.COPIES, parts.copies)
     by_item = np.lexsort((truths["attribute"], truths["object"]))
     named = np.flatnonzero(sources["source"] < nobody)
-    new = np.flatnonzero(why["claim"] < task.earlier.row)
     return Result(
         truths=_rows(truths, by_item),
         sources=_rows(sources, named),
         copies=_rows(copies, np.flatnonzero((copies["copier"] < nobody) & (copies["original"] < nobody))),
-        why=_rows(why, new),
         history=tables.stack(tables.HISTORY, parts.history),
         gates=tables.stack(tables.GATES, parts.gates),
         kinds={task.claims.attribute_names[code]: option.kind for code, option in task.options.items()},
+        explain=lambda: _why(parts, task.earlier.row),
         keep=lambda: grow.merge(statistics, [part() for part in parts.statistics]),
     )
+
+
+def _why(parts: _Parts, row: int) -> Table:
+    """Reasons of the claims before `row`: those of this call."""
+    why = tables.stack(tables.WHY, [part() for part in parts.why])
+    return _rows(why, np.flatnonzero(why["claim"] < row))
 
 
 def _rows(table: Table, rows: Ints) -> Table:

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gradbase.tables.fuse._kinds import Kind
-from gradbase.tables.fuse._types import Claims, Floats, Ints, Objects
+from gradbase.tables.fuse._types import Claims, Coded, Floats, Ints, Objects
 
 Hashes = npt.NDArray[np.uint64]
 
 _UNDATED = -np.inf  # sorts before every time, and equals itself
+_SPARSE = 4  # of so many times as many values as rows a table is not worth its memory
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Problem:
     weight: its confidence, 1 where unknown, shared among the times at which its source repeats it.
     draw: (claims,) in [0, 1), a fixed random number that depends on content only.
     cell: one number per (source, attribute, key).
+    rank: (candidates,) the place of the key's text among those of all keys.
     vocabulary: (items,) how many different values the item's attribute has over all items.
     """
 
@@ -45,6 +47,7 @@ class Problem:
     cell: Ints
     candidate_item: Ints
     key: Objects
+    rank: Ints
     value: Objects
     object: Ints  # (items,)
     attribute: Ints  # (items,)
@@ -80,6 +83,7 @@ class Problem:
             cell=self.cell[claims],
             candidate_item=item[self.candidate_item[candidates]],
             key=self.key[candidates],
+            rank=self.rank[candidates],
             value=self.value[candidates],
             object=self.object[kept],
             attribute=self.attribute[kept],
@@ -140,13 +144,23 @@ def read_keys(claims: Claims, kinds: Mapping[int, Kind]) -> Keys:
     return Keys(codes, _objects(keys), _objects(values))
 
 
-def factorize(values: Sequence[Any] | Objects) -> tuple[Ints, list[Any]]:
-    """Codes (n,) and the distinct values in order of first appearance; None and NaN get -1."""
+def factorize(values: Sequence[Any] | Objects | Coded) -> tuple[Ints, list[Any]]:
+    """Codes (n,) and the distinct values; None and NaN get -1."""
+    if isinstance(values, Coded):
+        return _factorize_coded(values)
     seen: dict[Any, int] = {}
     codes = np.empty(len(values), dtype=np.int64)
     for i, value in enumerate(values):
         codes[i] = -1 if value is None or value != value else seen.setdefault(value, len(seen))
     return codes, list(seen)
+
+
+def _factorize_coded(values: Coded) -> tuple[Ints, list[Any]]:
+    said = np.flatnonzero(np.bincount(values.code, minlength=len(values.names)))
+    local, distinct = factorize(values.names[said])
+    place = np.full(len(values.names), -1, dtype=np.int64)
+    place[said] = local
+    return place[values.code], distinct
 
 
 def _commonest(code: Ints, raws: Sequence[Any], counts: Ints, size: int) -> list[Any]:
@@ -169,35 +183,60 @@ def _objects(values: Sequence[Any]) -> Objects:
 def build(claims: Claims, kinds: Mapping[int, Kind], keys: Keys, rows: Ints) -> Problem:
     """The problem of the given rows (of attributes that share a model), without claims that say nothing new."""
     rows = rows[keys.code[rows] >= 0]
-    rows = rows[_first_of_each(_columns(claims, keys, rows), _confidence(claims, rows))]
+    rows, repeats = _said_once(claims, keys, rows)
     item, source, code, time = _columns(claims, keys, rows)
-    item_mark, source_mark, value_mark = _marks(item, source, code, time, keys.key)
-    order = np.lexsort((time, source_mark, value_mark, item_mark))
-    draw = _uniform(_mix(item_mark, source_mark, value_mark))
-    weight = _confidence(claims, rows) / _repeats((item, source, code))
-    rows, item, source, code = rows[order], item[order], source[order], code[order]
+    text = _texts(keys.key)
+    marks = _marks(item, source, code, time, text)
+    order = _sorted_by(*marks, time)
+    width, attributes, names = max(1, len(keys.key)), len(claims.attribute_names), len(claims.source_names)
+    draw = _uniform(_mix(*marks))[order]
+    weight = (_confidence(claims, rows) / repeats)[order]
+    del marks, repeats
+    rows, item, source, code, time = rows[order], item[order], source[order], code[order], time[order]
     items, item_names = _in_order(item)
-    candidate, candidates = _in_order(items * len(keys.key) + code)
+    candidate, candidates = _in_order(items * width + code)
+    attribute = item_names % attributes
+    said = candidates % width
     return Problem(
         row=rows,
         item=items,
         candidate=candidate,
         source=source,
-        weight=weight[order],
-        time=np.where(time[order] == _UNDATED, np.nan, time[order]),
-        draw=draw[order],
-        cell=_in_order(source * len(keys.key) + code)[0],
-        candidate_item=candidates // max(1, len(keys.key)),
-        key=keys.key[candidates % max(1, len(keys.key))],
-        value=keys.value[candidates % max(1, len(keys.key))],
-        object=item_names // len(claims.attribute_names),
-        attribute=item_names % len(claims.attribute_names),
-        vocabulary=_vocabulary(claims.attribute[rows], code, len(claims.attribute_names))[
-            item_names % len(claims.attribute_names)
-        ],
-        sources=len(claims.source_names),
+        weight=weight,
+        time=np.where(time == _UNDATED, np.nan, time),
+        draw=draw,
+        cell=_dense(source * width + code, names * width)[0],
+        candidate_item=candidates // width,
+        key=keys.key[said],
+        rank=np.argsort(np.argsort(np.array(text, dtype=np.str_), kind="stable"), kind="stable")[said],
+        value=keys.value[said],
+        object=item_names // attributes,
+        attribute=attribute,
+        vocabulary=_vocabulary(claims.attribute[rows], code, attributes)[attribute],
+        sources=names,
         kinds=kinds,
     )
+
+
+def _texts(keys: Objects) -> list[str]:
+    """Keys as texts that tell them apart; they stand for them wherever an order is needed."""
+    return [repr(key) for key in keys]
+
+
+def _said_once(claims: Claims, keys: Keys, rows: Ints) -> tuple[Ints, Floats]:
+    """Of the rows that say the same one each, the most confident, and at how many different times it is said."""
+    item, source, code, time = _columns(claims, keys, rows)
+    speaker = item * len(claims.source_names) + source
+    if (speaker[1:] > speaker[:-1]).all():  # as tables are read: nobody says two things of an item
+        return rows, np.ones(len(rows))
+    first = _first_of_each((item, source, code, time), _confidence(claims, rows))
+    return rows[first], _repeats((item[first], source[first], code[first]))
+
+
+def _sorted_by(item_mark: Hashes, source_mark: Hashes, value_mark: Hashes, time: Floats) -> Ints:
+    """The order of the claims: by item, by what is said of it, by whom, then by time."""
+    undated = (time == _UNDATED).all()
+    return np.lexsort((*(() if undated else (time,)), source_mark, value_mark, item_mark))
 
 
 def _columns(claims: Claims, keys: Keys, rows: Ints) -> tuple[Ints, Ints, Ints, Floats]:
@@ -244,25 +283,38 @@ def _repeats(columns: Sequence[npt.NDArray[Any]]) -> Floats:
 
 
 def _in_order(values: Ints) -> tuple[Ints, Ints]:
-    """Codes in order of first appearance, and the distinct values in that order."""
-    distinct, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    """Codes in order of first appearance, and the distinct values in that order. Equal values mostly follow each
+    other: runs of them are looked at, not rows."""
+    fresh = _starts([values])
+    distinct, first, inverse = np.unique(values[fresh], return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
-    return position[inverse], distinct[order]
+    return position[inverse][np.cumsum(fresh) - 1], distinct[order]
+
+
+def _dense(values: Ints, size: int) -> tuple[Ints, int]:
+    """Codes below the number of distinct values, in the order of the values, which are below `size`; and that
+    number."""
+    if size > _SPARSE * len(values):
+        distinct, codes = np.unique(values, return_inverse=True)
+        return codes, len(distinct)
+    seen = np.bincount(values, minlength=size) > 0
+    return (np.cumsum(seen) - 1)[values], int(seen.sum())
 
 
 # -- signatures: what an item and a source are, by what is said of and by them
 
 
-def _marks(item: Ints, source: Ints, code: Ints, time: Floats, keys: Objects) -> tuple[Hashes, Hashes, Hashes]:
+def _marks(item: Ints, source: Ints, code: Ints, time: Floats, texts: Sequence[str]) -> tuple[Hashes, Hashes, Hashes]:
     """(claims,) marks of item, source and value. Two rounds: what is said, then also of which items, by whom."""
-    text = np.array([_hash_text(repr(key)) for key in keys], dtype=np.uint64)
+    text = np.array([_hash_text(key) for key in texts], dtype=np.uint64)
     value = _mix(text[code], time.view(np.uint64))
+    items, sources = (_dense(group, int(group.max(initial=-1)) + 1) for group in (item, source))
     item_mark, source_mark = np.zeros(len(item), np.uint64), np.zeros(len(item), np.uint64)
     for _ in range(2):
         said = _mix(value, item_mark, source_mark)
-        item_mark, source_mark = _sum_by(item, said), _sum_by(source, said)
+        item_mark, source_mark = _sum_by(*items, said), _sum_by(*sources, said)
     return item_mark, source_mark, _mix(text[code])
 
 
@@ -282,12 +334,11 @@ def _mix(*parts: Hashes) -> Hashes:
     return state
 
 
-def _sum_by(group: Ints, hashes: Hashes) -> Hashes:
+def _sum_by(group: Ints, groups: int, hashes: Hashes) -> Hashes:
     """Every claim's sum (mod 2**64) over its group."""
-    _, inverse = np.unique(group, return_inverse=True)
-    total = np.zeros(int(inverse.max(initial=-1)) + 1, dtype=np.uint64)
-    np.add.at(total, inverse, hashes)
-    return total[inverse]
+    total = np.zeros(groups, dtype=np.uint64)
+    np.add.at(total, group, hashes)
+    return total[group]
 
 
 def _uniform(hashes: Hashes) -> Floats:

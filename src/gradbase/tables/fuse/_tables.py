@@ -36,6 +36,8 @@ _TYPES: dict[str, npt.DTypeLike] = {
 def stack(names: Sequence[str], parts: Sequence[Table]) -> Table:
     """One table of several, with these columns and the types that they have everywhere."""
     types = {name: _TYPES.get(name, np.float64) for name in names}
+    if len(parts) == 1:
+        return {name: parts[0][name].astype(types[name], copy=False) for name in names}
     return {
         name: np.concatenate([np.empty(0, types[name]), *(part[name].astype(types[name]) for part in parts)])
         for name in names
@@ -52,8 +54,7 @@ def winners(problem: Problem, score: Floats) -> tuple[Ints, Ints]:
     """
     if not problem.candidates:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    text = np.array([repr(key) for key in problem.key], dtype=np.str_)
-    order = np.lexsort((text, -problem.per_candidate(), -np.round(score, 9), problem.candidate_item))
+    order = np.lexsort((problem.rank, -problem.per_candidate(), -np.round(score, 9), problem.candidate_item))
     item = problem.candidate_item[order]
     starts = np.searchsorted(item, np.arange(problem.items))
     sizes = np.bincount(item, minlength=problem.items)

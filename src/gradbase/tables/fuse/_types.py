@@ -6,7 +6,7 @@ dictionary of columns of one length, in the order in which they are to be writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,11 +32,41 @@ COPY_MODES = ("gated", "off", "ungated")
 
 
 @dataclass(frozen=True)
+class Coded:
+    """A column of few different objects, names[code[i]] in row i: an integer a row where an array of objects has a
+    reference, and what is asked of every value is asked of every name. Rows are chosen as of an array.
+
+    code: (rows,) positions in `names`. names: (names,) different objects, not all of which need occur.
+    """
+
+    code: npt.NDArray[np.integer[Any]]
+    names: Objects
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.code.shape
+
+    def __len__(self) -> int:
+        return len(self.code)
+
+    def __getitem__(self, rows: Any) -> Any:
+        """The object of one row, the Coded of several."""
+        code = self.code[rows]
+        return Coded(code, self.names) if isinstance(code, np.ndarray) else self.names[code]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.names[self.code])
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return self.names[self.code].astype(dtype or np.object_, copy=False)
+
+
+@dataclass(frozen=True)
 class Claims:
     """Who says what: row i says that `attribute[i]` of `object[i]` is `value[i]`, according to `source[i]`.
 
     object, attribute, source: (claims,) int64, positions in the lists of names.
-    value: (claims,) objects; text, numbers or dates. None, NaN and empty text are no claim.
+    value: (claims,) objects, or Coded; text, numbers or dates. None, NaN and empty text are no claim.
     time: (claims,) float64 or None; when it was claimed, on any scale that grows; NaN where unknown.
     confidence: (claims,) float64 or None; the source's own, from 0 to 1; NaN where unknown.
 
@@ -46,7 +76,7 @@ class Claims:
     object: Ints
     attribute: Ints
     source: Ints
-    value: Objects
+    value: Objects | Coded
     object_names: Sequence[str]
     attribute_names: Sequence[str]
     source_names: Sequence[str]
@@ -222,11 +252,16 @@ class Result:
     truths: Table
     sources: Table
     copies: Table
-    why: Table
     history: Table
     gates: Table
     kinds: Mapping[str, str]
+    explain: Callable[[], Table] = field(repr=False)
     keep: Callable[[], Statistics] = field(repr=False)
+
+    @cached_property
+    def why(self) -> Table:
+        """One row per claim and prior; made when it is first asked for."""
+        return self.explain()
 
     @cached_property
     def statistics(self) -> Statistics:

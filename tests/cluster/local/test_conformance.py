@@ -15,6 +15,7 @@ from gradbase.cluster.steward import StepReport
 from gradbase.cluster.testing import Result, Trial, engine_checks
 from gradbase.store.machine.notes import Note
 from tests.cluster import recipes
+from tests.cluster.watched import Watched
 
 
 class Local:
@@ -63,4 +64,7 @@ CHECKS = {
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_local_engine(name: str) -> None:
-    CHECKS[name](Local())
+    """The check asserts what its name says; that it had something to look at, and killed somebody, is asserted here."""
+    engine = Watched(Local())
+    CHECKS[name](engine)
+    assert engine.all_died_as_planned

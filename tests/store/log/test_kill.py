@@ -77,8 +77,10 @@ def test_nothing_acknowledged_is_lost_however_often_the_process_is_killed(tmp_pa
 
 
 def test_a_killed_process_gives_its_lock_back(tmp_path):
-    killed(tmp_path, 1, 0.0)
-    open_log(DiskFiles(tmp_path), "log", store_id=keeper.STORE_ID, shard=0)[0].close()
+    told = killed(tmp_path, 1, 0.0)
+    appender, _ = open_log(DiskFiles(tmp_path), "log", store_id=keeper.STORE_ID, shard=0)
+    with appender:
+        assert appender.incarnation == 2 and appender.next_lsn > told["log"]
 
 
 @pytest.fixture

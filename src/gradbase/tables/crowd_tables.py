@@ -132,10 +132,10 @@ def _claims(coded: CodedTable, kind: str, more_items: Sequence[str]) -> Claims:
     from gradbase.tables.crowd import Claims
 
     items, item = with_more_names(coded.names["item"], coded.codes["item"], more_items)
-    worker, workers = coded.codes["worker"].astype(np.int64), coded.names["worker"]
-    label, labels = coded.codes["label"].astype(np.int64), coded.names["label"]
+    workers, labels = coded.names["worker"], coded.names["label"]
     if kind == "classes":
-        return Claims(item, worker, label, items, workers, labels)
+        return Claims(item, coded.codes["worker"], coded.codes["label"], items, workers, labels)
+    item, worker, label = (codes.astype(np.int64) for codes in (item, coded.codes["worker"], coded.codes["label"]))
     if kind == "numbers":
         wrong = next((name for name in labels if not _is_number(name)), None)
         if wrong is not None:
@@ -162,19 +162,19 @@ def _chosen(item: Any, worker: Any, label: Any, items: Any, workers: Any, labels
 
 
 def with_more_names(
-    names: NDArray[Any], codes: NDArray[Any], more: Sequence[str]
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    names: NDArray[Any], codes: NDArray[np.int32], more: Sequence[str]
+) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """Names and codes, with names beside those that occur; in order again. Whole numbers stay numbers if all are."""
-    known = set(map(str, names.tolist()))
+    known = set(map(str, names.tolist())) if len(more) else set()
     extra = [name for name in dict.fromkeys(more) if name not in known]
     if not extra:
-        return names, codes.astype(np.int64)
+        return names, codes
     if names.dtype == np.int64 and all(name.removeprefix("-").isdigit() and str(int(name)) == name for name in extra):
         every: NDArray[Any] = np.concatenate([names, np.array(extra, dtype=np.int64)])
     else:
         every = np.array([*map(str, names.tolist()), *extra], dtype=object)
     order = np.argsort(every, kind="stable")
-    place = np.empty(len(every), dtype=np.int64)
+    place = np.empty(len(every), dtype=np.int32)
     place[order] = np.arange(len(every))
     return every[order], place[codes]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from gradbase.tables.crowd._types import Claims, Ints
+from gradbase.tables.crowd._types import Claims, Codes, Ints
 
 WIDE_FROM = 100_000  # from here on sums are in single precision: an order of magnitude faster, exact to 1e-6
 
@@ -105,12 +105,13 @@ def table_of(claims: Claims) -> Table:
     return _indexed(len(claims.items), n_workers, n_classes, item, cell, weight)
 
 
-def distinct_keys(item: Ints, worker: Ints, label: Ints, n_workers: int, n_classes: int) -> Ints:
+def distinct_keys(item: Codes, worker: Codes, label: Codes, n_workers: int, n_classes: int) -> Ints:
     """Sorted int64 keys (item, worker, label) packed into one number, each once."""
-    keys = item * (n_workers * n_classes)
-    keys += worker * n_classes
+    keys: Ints = np.multiply(item, n_workers * n_classes, dtype=np.int64)
+    keys += np.multiply(worker, n_classes, dtype=np.int64)
     keys += label
-    keys.sort()
+    if (keys[1:] < keys[:-1]).any():  # tables are read in order
+        keys.sort()
     if len(keys) > 1:
         first = np.empty(len(keys), dtype=bool)
         first[0] = True

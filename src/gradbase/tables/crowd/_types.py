@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["classes", "numbers", "sets"]
 Ints = NDArray[np.int64]
+Codes = NDArray[np.int32] | NDArray[np.int64]
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
 NONE = -1  # the code of no item, worker or class
@@ -27,10 +28,11 @@ NONE = -1  # the code of no item, worker or class
 class Claims:
     """Who said what about which item: one row per claim.
 
-    `item` and `worker` are int64[n] codes into the names `items` and `workers`; names nobody mentions are allowed
-    (items without any label get the prior, or what the classifier says). `label` is, by `kind`:
+    `item` and `worker` are int64[n] (of classes also int32, half the memory) codes into the names `items` and
+    `workers`; names nobody mentions are allowed (items without any label get the prior, or what the classifier says).
+    `label` is, by `kind`:
 
-    - "classes": int64[n], codes into `classes`;
+    - "classes": int64[n] or int32[n], codes into `classes`;
     - "numbers": float64[n], finite; `classes` is empty;
     - "sets": int64[n], 0 (no) or 1 (yes) for the tag `tag` int64[n], a code into `classes`.
 
@@ -38,8 +40,8 @@ class Claims:
     evenly by the answers (for numbers: the mean).
     """
 
-    item: Ints
-    worker: Ints
+    item: Codes
+    worker: Codes
     label: NDArray[Any]
     items: NDArray[Any]
     workers: NDArray[Any]

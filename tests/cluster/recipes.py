@@ -6,6 +6,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradbase.cluster.worker import BatchStream, Recipe, forward_seed
-from gradbase.store.codec import decode, encode, parse_codec
+from gradbase.store.codec import Compressor, Direction, decode, parse_codec
 
 WIDTH, ROWS = 12, 8
 SEED = 7
@@ -68,12 +69,12 @@ def plain(lanes: int, steps: int, codec: str = "none", forgets: Container[int] =
 
     codec: of every gradient, with error feedback lane by lane, which is forgotten after so many updates.
     """
-    recipe, residuals = build(), dict[Any, torch.Tensor]()
+    recipe, kept = build(), dict[Any, Compressor]()
     stream = BatchStream(recipe.batches, recipe.random_state)
     parameters = [p for p in recipe.model.parameters() if p.requires_grad]
     for step in range(steps):
         if step in forgets:
-            residuals.clear()
+            kept.clear()
         sums: list[torch.Tensor] = []
         before = {name: buffer.clone() for name, buffer in recipe.model.named_buffers()}
         for lane in range(lanes):
@@ -82,7 +83,7 @@ def plain(lanes: int, steps: int, codec: str = "none", forgets: Container[int] =
             torch.manual_seed(forward_seed(SEED, step * lanes + lane))
             exact = torch.autograd.grad(loss(recipe.model, stream.get(step * lanes + lane)), parameters)
             gradients = [
-                squeezed(codec, step, gradient, residuals.setdefault((lane, n), torch.zeros(gradient.numel())))
+                squeezed(kept.setdefault((lane, n), compressor(codec, lanes)), step, gradient)
                 for n, gradient in enumerate(exact)
             ]
             sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
@@ -92,14 +93,33 @@ def plain(lanes: int, steps: int, codec: str = "none", forgets: Container[int] =
             buffer.copy_(pushed[name])
         for parameter, gradient in zip(parameters, sums, strict=True):
             parameter.grad = gradient * (1 / lanes)
-        recipe.optimizer.step()
+        if parse_codec(codec).directs:
+            go(recipe.optimizer)
+        else:
+            recipe.optimizer.step()
     return digest(recipe.model)
 
 
-def squeezed(codec: str, step: int, gradient: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+def compressor(codec: str, lanes: int) -> Compressor:
+    """Of one tensor of one lane, page 0."""
+    settings = build().optimizer.param_groups[0]
+    chosen = parse_codec(codec)
+    direction = Direction(settings["betas"], settings["eps"], lanes) if chosen.directs else None
+    return Compressor({0: replace(chosen, direction=direction)})
+
+
+def squeezed(kept: Compressor, step: int, gradient: torch.Tensor) -> torch.Tensor:
     """What arrives of a gradient."""
-    message = encode(parse_codec(codec).at(step), gradient.flatten(), residual)
-    return decode(message, gradient.numel()).view(gradient.shape)
+    kept.step = step
+    return decode(kept.encode(0, gradient.flatten()), gradient.numel()).view(gradient.shape)
+
+
+@torch.no_grad()
+def go(optimizer: torch.optim.Optimizer) -> None:
+    """What AdamW does with directions."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(parameter.grad, alpha=-group["lr"])
 
 
 def digest(model: nn.Module) -> str:

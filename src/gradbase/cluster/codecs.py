@@ -1,4 +1,4 @@
-"""Which codec a job's gradients go through, tensor by tensor, and what they leave out.
+"""Which codec a job's gradients go through, tensor by tensor, what they leave out, and which moments are the lanes'.
 
 A codec belongs to the job and not to a link: every gradient goes through it, computed here or on another host, so that
 the values do not depend on which worker computed what. What it leaves out (error feedback) belongs to the lane.
@@ -7,13 +7,13 @@ the values do not depend on which worker computed what. What it leaves out (erro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
 
 from gradbase.common.errors import UsageError
-from gradbase.store.codec import Codec, Compressor, decode, parse_codec
+from gradbase.store.codec import Codec, Compressor, Direction, decode, parse_codec
 from gradbase.store.layout import Layout, TensorSpec
 from gradbase.store.update import UpdateRule
 
@@ -34,14 +34,33 @@ class Codecs:
     def lossy(self) -> bool:
         return self.everywhere.lossy or any(codec.lossy for _, codec in self.named)
 
-    def of_pages(self, layout: Layout, rule: UpdateRule) -> dict[int, Codec]:
-        """The codec of every page whose gradient does not go as it is. Raises UsageError for a pattern of nothing."""
+    def of_pages(
+        self, layout: Layout, rule: UpdateRule, lanes: int = 1, *, together: bool = True
+    ) -> dict[int, Codec]:
+        """The codec of every page whose gradient does not go as it is; of what the rule has directed, with how.
+
+        together: whether an update is the mean of all lanes, as under bsp. Raises UsageError for a pattern of nothing.
+        """
+        chosen = self._of_tensors(layout, rule)
+        for index, spec in enumerate(layout.tensors):
+            if spec.name in rule.directed:
+                settings = rule.settings(spec.name)
+                assert settings is not None
+                direction = Direction(settings["betas"], settings["eps"], lanes, together)
+                chosen[index] = replace(chosen[index], direction=direction)
+        return {page.number: chosen[page.tensor] for page in layout.pages if chosen[page.tensor].lossy}
+
+    def directing(self, layout: Layout, rule: UpdateRule) -> UpdateRule:
+        """The rule with all tensors directed whose codec wants that, and whose optimizer is an Adam that allows it."""
+        chosen = zip(layout.tensors, self._of_tensors(layout, rule), strict=True)
+        return rule.with_directed(spec.name for spec, codec in chosen if codec.directs and rule.can_direct(spec.name))
+
+    def _of_tensors(self, layout: Layout, rule: UpdateRule) -> list[Codec]:
         for pattern, _ in self.named:
             if not any(fnmatchcase(spec.name, pattern) for spec in layout.tensors):
                 named = ", ".join(spec.name for spec in layout.tensors[:3])
                 raise UsageError(f"no tensor of the model is called {pattern!r}", f"the first ones are called {named}")
-        chosen = [self._of_tensor(spec) if rule.settings(spec.name) is not None else Codec() for spec in layout.tensors]
-        return {page.number: chosen[page.tensor] for page in layout.pages if chosen[page.tensor].lossy}
+        return [self._of_tensor(spec) if rule.settings(spec.name) is not None else Codec() for spec in layout.tensors]
 
     def _of_tensor(self, spec: TensorSpec) -> Codec:
         for pattern, codec in self.named:

@@ -24,13 +24,15 @@ from tests.cluster.killing import killed_and_resumed
 EVERY = "int8,*=int8"  # the recipe's tensors are so small that none would go through a codec that does not name it
 
 
-@pytest.mark.parametrize("codec", ["topk:0.1:6", "onebit:5"])
+@pytest.mark.parametrize("codec", ["topk:0.1:6", "onebit:5", "topk:0.1:6:gradients"])
 def test_every_codec_gives_the_bits_of_one_process_with_error_feedback(codec: str) -> None:
     choices: list[CodecChoice] = []
     request = Request(recipes.build, 2, 12, codec=f"{codec},*={codec}")
     outcome = LocalEngine(request, on_codec=choices.append).run()
     assert recipes.digest(outcome.model) == recipes.plain(2, 12, codec) != recipes.plain(2, 12)
-    assert choices == [CodecChoice(f"{codec},*={codec}", "as asked for")] and outcome.codec == choices[0].codec
+    of = "" if codec.endswith("gradients") else "; of Adam's directions, which workers find, for 6 tensors"
+    reason = f"as asked for{of}"
+    assert choices == [CodecChoice(f"{codec},*={codec}", reason)] and outcome.codec == choices[0].codec
     assert outcome.traffic == (0, 0, 0)
 
 
@@ -65,21 +67,22 @@ def test_a_worker_that_takes_residuals_with_it_makes_the_job_go_back(
     assert store is not None or went_back == [1, 1]  # how far back depends on when the last checkpoint was done
 
 
-def test_a_store_keeps_residuals_and_its_codec(tmp_path: Path) -> None:
-    store = tmp_path / "store"
+@pytest.mark.parametrize("codec", ["int8", "topk:0.1:6"])
+def test_a_store_keeps_residuals_and_its_codec(tmp_path: Path, codec: str) -> None:
+    store, every = tmp_path / "store", f"{codec},*={codec}"
     given = {"durability": "wal", "store": store}
-    first = LocalEngine(Request(recipes.build, 2, 7, codec=EVERY, **given)).run()  # type: ignore[arg-type]
-    assert recipes.digest(first.model) == recipes.plain(2, 7, "int8")
+    first = LocalEngine(Request(recipes.build, 2, 7, codec=every, **given)).run()  # type: ignore[arg-type]
+    assert recipes.digest(first.model) == recipes.plain(2, 7, codec)
     assert list(store.glob("checkpoints/*/residuals.safetensors"))
     assert not [each for each in verify_store(DiskFiles(store)) if each.damage]
     again = LocalEngine(Request(recipes.build, 2, 15, resume=True, **given)).run()  # type: ignore[arg-type]
-    assert again.codec == EVERY and recipes.digest(again.model) == recipes.plain(2, 15, "int8")
-    with pytest.raises(UsageError, match="made with codec int8"):
+    assert again.codec == every and recipes.digest(again.model) == recipes.plain(2, 15, codec)
+    with pytest.raises(UsageError, match=f"made with codec {codec}"):
         LocalEngine(Request(recipes.build, 2, 20, resume=True, codec="bf16", **given)).run()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("logging", "codec", "kills"), [("command", "int8", (70,)), ("physical", "none", (50, 30))]
+    ("logging", "codec", "kills"), [("command", "topk:0.1:20", (70,)), ("physical", "none", (50, 30))]
 )
 def test_the_driver_is_killed_and_the_same_bits_come_out(
     tmp_path: Path, logging: str, codec: str, kills: tuple[int, ...]

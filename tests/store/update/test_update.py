@@ -301,3 +301,47 @@ def test_optimizers_that_do_not_fit_the_kind_of_push_are_refused(kind, optimizer
     layout = lay_out([TensorSpec("table", (8, 4), kind=kind)], 1)
     with pytest.raises(UsageError, match=words):
         Updater(layout, rule, allocate(layout, rule))
+
+
+def adam_rule(make=torch.optim.AdamW, **options):
+    model = torch.nn.Linear(8, 4)
+    return rule_of(make(model.parameters(), lr=0.1, **options), model)
+
+
+def test_a_directed_tensor_has_no_state_and_takes_steps_as_they_come():
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    rule = rule_of(optimizer, model).with_directed(["a.weight"])
+    assert rule.state_keys("a.weight") == () and rule.state_keys("a.bias") == ("exp_avg", "exp_avg_sq")
+    assert UpdateRule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
+    layout, (updater,) = store_of(model, rule, 1, sharded=False)
+    before, lanes = model.a.weight.detach().clone(), [torch.randn(29, 37) for _ in range(2)]
+    for page in layout.of_tensor("a.weight"):
+        updater.apply(page.number, [lane.flatten()[page.start : page.start + page.numel] for lane in lanes])
+    value = tensor_view(layout, updater.memory["values"], "a.weight")
+    assert torch.allclose(value, before * 0.95 - 0.1 * sum(lanes) / 2, atol=1e-6)
+    with pytest.raises(UsageError, match="a.weight is not with the store"):
+        state_dict_of([updater], optimizer, model)
+
+
+def test_a_rule_without_directions_is_written_as_ever():
+    assert set(adam_rule().to_json()) == {"groups", "group_of"}
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(torch.optim.AdamW, {"amsgrad": True}), (torch.optim.Adam, {"weight_decay": 0.1}), (torch.optim.SGD, {})],
+)
+def test_what_workers_cannot_direct(make, options):
+    rule = adam_rule(make, **options)
+    assert not rule.can_direct("weight")
+    with pytest.raises(StoreError, match="cannot find the direction"):
+        rule.with_directed(["weight"])
+
+
+def test_of_a_directed_tensor_the_rate_may_change_and_the_betas_may_not():
+    rule = adam_rule().with_directed(["weight"])
+    changed = rule.with_settings(({**rule.groups[0], "lr": 0.2, "weight_decay": 0.3},))
+    assert changed.directed == {"weight"} and changed.groups[0]["lr"] == 0.2
+    with pytest.raises(UsageError, match="change the direction of weight"):
+        rule.with_settings(({**rule.groups[0], "betas": (0.8, 0.99)},))

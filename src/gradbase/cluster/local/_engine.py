@@ -48,7 +48,7 @@ from gradbase.store.layout import Layout, lay_out, specs_of_model
 from gradbase.store.log import SchemeChoice, StepCosts
 from gradbase.store.machine import Notes
 from gradbase.store.machine.consistency import Logging
-from gradbase.store.update import rule_of
+from gradbase.store.update import UpdateRule, rule_of
 
 _STOPPED_S = 2.0  # a process that is stopped (SIGSTOP) while it has work is ended after this long
 _IN_VAIN_MAX = 3  # so often a run is gone back with that comes no further than the one before
@@ -150,7 +150,8 @@ class LocalEngine:
         rule = rule_of(recipe.optimizer, recipe.model)
         layout = lay_out(specs_of_model(recipe.model, costs=rule.costs()), request.lane_count)
         self._layout = layout
-        codec = self._codec(request, launcher, layout.slab_nbytes)
+        codec = self._codec(request, launcher, layout, rule)
+        rule = parse_codecs(codec).directing(layout, rule)
         task = Task(
             request.build,
             layout.to_json(),
@@ -206,7 +207,7 @@ class LocalEngine:
         done, traffic = steward.steps_done, self._traffic.plus(launcher.all_traffic)
         return Outcome(recipe.model, done, self._stop_asked, self._lost_count, slab.nbytes, codec, traffic)
 
-    def _codec(self, request: Request, launcher: Launcher, nbytes: int) -> str:
+    def _codec(self, request: Request, launcher: Launcher, layout: Layout, rule: UpdateRule) -> str:
         """What gradients go through: as asked for, as the store was made, or by what the link is measured to do."""
         if self._chosen is not None:
             return self._chosen  # in the run that was gone back with
@@ -219,10 +220,12 @@ class LocalEngine:
             if link is None:
                 self._chosen = "none"
                 return self._chosen
-            found = choose(nbytes, link, measure_speeds())
+            found = choose(layout.slab_nbytes, link, measure_speeds())
             choice = CodecChoice(str(found.codec), found.reason)
         self._chosen = choice.codec
-        self._on_codec(choice)
+        directed = len(parse_codecs(choice.codec).directing(layout, rule).directed)
+        of = f"; of Adam's directions, which workers find, for {directed} tensors" if directed else ""
+        self._on_codec(choice._replace(reason=choice.reason + of))
         return choice.codec
 
     def _steps(self, recipe: Recipe) -> int:

@@ -5,7 +5,8 @@
     values, state, steps    what an `Updater` works on; the models of all processes are views of the values (bsp)
     pushes      as much room as the values for every lane: its gradients, and the buffers (batch norm) as it left them
     undo        a frame for every shard, as large as its largest page with its state
-    residuals   for every lane, what codecs had left out of its gradients when the last checkpoint was taken (bsp)
+    residuals   for every lane, what codecs had left out of its gradients when the last checkpoint was taken, and the
+                moments by which it finds directions (bsp)
 
 A trained page is updated in three moves: it is copied to the shard's frame, its number is written, it is changed in
 place. A page of a buffer is overwritten, as often as need be; one that is frozen is not touched. Who takes over from a
@@ -16,7 +17,7 @@ over, so the update can be repeated, and gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -24,10 +25,11 @@ from torch import nn
 
 from gradbase.cluster.codecs import Feedback
 from gradbase.cluster.local._slab import Slab
-from gradbase.store.codec import Codec
+from gradbase.cluster.local._views import PlannedPage, PlannedUpdater
+from gradbase.store.codec import Codec, carried_numel
 from gradbase.store.layout import Layout, Page
 from gradbase.store.recovery import replay_update
-from gradbase.store.update import Updater, UpdateRule, memory_plan
+from gradbase.store.update import UpdateRule, memory_plan
 
 _RECORD_BYTES = 64
 _BLOCK_BYTES = 4096
@@ -76,20 +78,24 @@ class Map:
         return _up(kinds * max((_up(page.nbytes) for page in self.layout.pages), default=0))
 
     def residual(self, lane: int, number: int) -> int:
-        """Where a page's residual is, float32; of `residual_pages` only."""
+        """Where what a lane keeps of a page is, float32; of `residual_pages` only."""
         return self.frame(self.layout.shard_count) + lane * self._residual_nbytes + self._residual_places[number]
+
+    def residual_numel(self, number: int) -> int:
+        """How many numbers that is: what was left out, and moments where a lane has them."""
+        return carried_numel(self.layout.pages[number].numel, self.codecs[number].direction)
 
     @cached_property
     def _residual_places(self) -> dict[int, int]:
         places, end = {}, 0
         for number in self.residual_pages:
             places[number] = end
-            end += _RECORD_BYTES * -(-4 * self.layout.pages[number].numel // _RECORD_BYTES)
+            end += _RECORD_BYTES * -(-4 * self.residual_numel(number) // _RECORD_BYTES)
         return places
 
     @cached_property
     def _residual_nbytes(self) -> int:
-        return _up(sum(4 * self.layout.pages[number].numel + _RECORD_BYTES for number in self.residual_pages))
+        return _up(sum(4 * self.residual_numel(number) + _RECORD_BYTES for number in self.residual_pages))
 
     @property
     def nbytes(self) -> int:
@@ -104,13 +110,9 @@ class SharedPages:
         self.map = where
         self._crash = crash or (lambda place: None)
         memory = {key: slab.tensor(offset, torch.uint8, nbytes) for key, (offset, nbytes) in where.parts.items()}
-        self.updater = Updater(where.layout, where.rule, memory)
+        self.updater = PlannedUpdater(where.layout, where.rule, memory)
         self._pages: dict[int, torch.Tensor] = {}
-        self._frames = {
-            shard: slab.tensor(where.frame(shard), torch.uint8, where.frame_nbytes)
-            for shard in range(where.layout.shard_count)
-        }
-        self._changing = [self._changing_of(shard) for shard in range(where.layout.shard_count)]
+        self._changing: dict[int, list[PlannedPage]] = {}
 
     def tensor(self, base: int, name: str) -> torch.Tensor:
         """A whole tensor of the layout, in the model's shape and strides, in the part that starts at `base`."""
@@ -136,15 +138,19 @@ class SharedPages:
         if record[_OPERATION] != operation:
             record[_DONE] = record[_SAVED] = 0
             record[_OPERATION] = operation
-        pages = self._changing[shard]
+        pages = self._changing_of(shard)
         if record[_SAVED] == record[_DONE] + 1:
-            self._restore(shard, pages[record[_DONE]], record[_STEPS])
+            half_done = pages[record[_DONE]]
+            half_done.restore()
+            self.updater.steps[half_done.number] = record[_STEPS]
         for index in range(record[_DONE], len(pages)):
-            if self._is_trained(pages[index]):
-                record[_STEPS] = self._save(shard, pages[index])
+            page = pages[index]
+            if page.is_trained:
+                page.save()
+                record[_STEPS] = int(self.updater.steps[page.number])
                 record[_SAVED] = index + 1
             self._crash("saved")
-            self._update(pages[index], [self.page(self.map.pushes(lane), pages[index]) for lane in lanes])
+            self._update(page, [page.pushed[lane] for lane in lanes])
             self._crash("changed")
             record[_DONE] = index + 1
 
@@ -159,10 +165,9 @@ class SharedPages:
         return b"".join(_bytes_of(self.page(self.map.pushes(lane), page)) for page in pages)
 
     def residuals(self, lane: int) -> dict[int, torch.Tensor]:
-        """What is kept of a lane, by page: float32 [numel], in the slab."""
-        pages = self.map.layout.pages
+        """What is kept of a lane, by page: float32 [residual_numel], in the slab."""
         return {
-            number: self._slab.tensor(self.map.residual(lane, number), torch.float32, pages[number].numel)
+            number: self._slab.tensor(self.map.residual(lane, number), torch.float32, self.map.residual_numel(number))
             for number in self.map.residual_pages
         }
 
@@ -170,38 +175,25 @@ class SharedPages:
         """Update a shard's pages with what `pushed_bytes` gave for each lane."""
         replay_update(self.updater, shard, data, lanes=self.map.lanes)
 
-    def _changing_of(self, shard: int) -> list[Page]:
-        """The pages that an update changes: not those of frozen parameters."""
-        tensors = self.map.layout.tensors
-        pages = self.map.layout.of_shard(shard)
-        return [page for page in pages if self._is_trained(page) or tensors[page.tensor].kind == "buffer"]
+    def _changing_of(self, shard: int) -> list[PlannedPage]:
+        """The pages that an update of the shard changes: not those of frozen parameters."""
+        if shard not in self._changing:
+            frame = self._slab.tensor(self.map.frame(shard), torch.uint8, self.map.frame_nbytes)
+            planned = [(page, self._planned(page, frame)) for page in self.map.layout.of_shard(shard)]
+            kinds = [spec.kind for spec in self.map.layout.tensors]
+            buffers = {page.number for page, _ in planned if kinds[page.tensor] == "buffer"}
+            self._changing[shard] = [plan for _, plan in planned if plan.is_trained or plan.number in buffers]
+        return self._changing[shard]
 
-    def _is_trained(self, page: Page) -> bool:
-        return self.map.rule.settings(self.map.layout.tensors[page.tensor].name) is not None
+    def _planned(self, page: Page, frame: torch.Tensor) -> PlannedPage:
+        pushed = [self.page(self.map.pushes(lane), page) for lane in range(self.map.lanes)]
+        return PlannedPage(page, self.updater, pushed, frame)
 
-    def _update(self, page: Page, pushed: list[torch.Tensor]) -> None:
-        if self._is_trained(page):
+    def _update(self, page: PlannedPage, pushed: list[torch.Tensor]) -> None:
+        if page.is_trained:
             self.updater.apply(page.number, pushed, 1 / self.map.lanes)
         else:
             self.updater.assign(page.number, pushed[0])
-
-    def _save(self, shard: int, page: Page) -> int:
-        """Copy a page with its state to the shard's frame; how often it was updated."""
-        for view, saved in self._saved(shard, page):
-            saved.copy_(view)
-        return int(self.updater.steps[page.number])
-
-    def _restore(self, shard: int, page: Page, steps: int) -> None:
-        for view, saved in self._saved(shard, page):
-            view.copy_(saved)
-        self.updater.steps[page.number] = steps
-
-    def _saved(self, shard: int, page: Page) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The page's value and state, each with its place in the shard's frame."""
-        start = 0
-        for view in (self.updater.value(page), *self.updater.state(page).values()):
-            yield view, self._frames[shard][start : start + view.nbytes].view(view.dtype)
-            start = start + (view.nbytes + 63) // 64 * 64
 
 
 class LocalMemory:
@@ -223,6 +215,7 @@ class LocalMemory:
         self._own: dict[str, torch.Tensor] = {}
         self._lanes: dict[int, dict[nn.Parameter, torch.Tensor]] = {}
         self._feedback = Feedback(where.codecs, pages.residuals)
+        self._squeezed = {p: self._coded_pages(name) for p, name in self._parameters.items()}
         for parameter, name in self._parameters.items():
             parameter.data = pages.tensor(where.values, name) if shared else self._copy(name)
         if not shared:
@@ -245,9 +238,8 @@ class LocalMemory:
 
     def complete(self, lane: int, parameter: nn.Parameter) -> None:
         """The gradient is pushed as it lies there, or as its codec would have let it arrive."""
-        for page in self._map.layout.of_tensor(self._parameters[parameter]):
-            if page.number in self._map.codecs:
-                self._feedback.squeeze(lane, page.number, self._pages.page(self._map.pushes(lane), page))
+        for page in self._squeezed[parameter]:
+            self._feedback.squeeze(lane, page.number, self._pages.page(self._map.pushes(lane), page))
 
     def after(self, lane: int) -> None:
         """Push the model's buffers as the forward pass left them."""
@@ -267,6 +259,9 @@ class LocalMemory:
         kept = self._pages.residuals(lane)
         for number, residual in self._feedback.of_lane(lane).state().items():
             kept[number].copy_(residual)
+
+    def _coded_pages(self, name: str) -> list[Page]:
+        return [page for page in self._map.layout.of_tensor(name) if page.number in self._map.codecs]
 
     def _copy(self, name: str) -> torch.Tensor:
         """A tensor of this process alone; its elements in memory order are kept for `fetch`."""

@@ -37,7 +37,8 @@ class Task:
 
     def map(self) -> Map:
         layout, rule = Layout.from_json(self.layout), UpdateRule.from_json(self.rule)
-        return Map(layout, rule, self.lanes, parse_codecs(self.codec).of_pages(layout, rule), residuals=self.shared)
+        codecs = parse_codecs(self.codec).of_pages(layout, rule, self.lanes, together=self.shared)
+        return Map(layout, rule, self.lanes, codecs, residuals=self.shared)
 
     def warm(self) -> None:
         """In the fork server, once: so that a fork has torch, the recipe and the model."""

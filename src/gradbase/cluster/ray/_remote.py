@@ -210,8 +210,7 @@ class RemoteMemory:
 
     def _kept(self, lane: int) -> Mapping[int, torch.Tensor]:
         """Under bsp, what the caller keeps of a lane's residuals."""
-        pages = self._map.layout.pages
-        residuals = {number: torch.zeros(pages[number].numel) for number in self._map.residual_pages}
+        residuals = {number: torch.zeros(self._map.residual_numel(number)) for number in self._map.residual_pages}
         if residuals:
             self._say(Pull(0, 0, self._number, 0, None), ("worker", lane))
             self._answer(PullReply, {number: _bytes_of(residual) for number, residual in residuals.items()})

@@ -2,6 +2,7 @@
 
 from gradbase.store.codec._choice import CANDIDATES, Choice, CodecSpeed, choose, measure_speeds
 from gradbase.store.codec._codec import Codec, Compressor, Message, decode, encode, encode_again, parse_codec, split
+from gradbase.store.codec._direction import Direction, carried_numel
 
 __all__ = [
     "CANDIDATES",
@@ -9,7 +10,9 @@ __all__ = [
     "Codec",
     "CodecSpeed",
     "Compressor",
+    "Direction",
     "Message",
+    "carried_numel",
     "choose",
     "decode",
     "encode",

@@ -27,6 +27,7 @@ _INT8_MAX = 127
 # left out.
 _SAMPLE_STRIDE = 61
 _CANDIDATES = 1.5  # of the k wanted
+_MORE = 255
 _RETRIES = 4
 
 
@@ -121,21 +122,38 @@ _SIGNS: Floats = (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
 
 def _encode_topk(values: Floats, share: float) -> tuple[Bytes, int]:
     positions = largest(values, min(math.ceil(len(values) * share), len(values)))
-    body = _kept(values, positions)
-    values[positions] = 0
-    return body
+    out, rounded = _kept(values, positions)
+    values[positions] -= rounded
+    return out, len(positions)
 
 
 def _again_topk(values: Floats, share: float) -> tuple[Bytes, int]:
     """Of what was decoded: all that was kept, whatever the share was then."""
-    return _kept(values, np.flatnonzero(values))
+    positions = np.flatnonzero(values)
+    return _kept(values, positions)[0], len(positions)
 
 
-def _kept(values: Floats, positions: NDArray[np.intp]) -> tuple[Bytes, int]:
-    out, (places, kept) = _body((len(positions), np.int32), (len(positions), np.float32))
-    places[:] = positions
-    kept[:] = values[positions]
-    return out, len(positions)
+def _kept(values: Floats, positions: NDArray[np.intp]) -> tuple[Bytes, Floats]:
+    """The body, and what a reader finds at the positions."""
+    gaps = _gaps(positions)
+    out, (codes, places) = _body((len(positions), np.uint16), (len(gaps), np.uint8))
+    places[:] = gaps
+    rounded = torch.from_numpy(codes).view(torch.bfloat16).copy_(torch.from_numpy(values[positions]))
+    return out, rounded.float().numpy()
+
+
+def _gaps(positions: NDArray[np.intp]) -> Bytes:
+    """Ascending positions in bytes: the elements skipped before each; 255 stands for 255 and says that more follows."""
+    skipped = np.diff(positions, prepend=-1) - 1
+    ends = np.cumsum(skipped // _MORE + 1)
+    out = np.full(int(ends[-1]) if len(ends) else 0, _MORE, np.uint8)
+    out[ends - 1] = skipped % _MORE
+    return out
+
+
+def _positions(gaps: Bytes) -> NDArray[np.int64]:
+    ends = gaps != _MORE
+    return np.cumsum(gaps + ends.astype(np.int64))[ends] - 1
 
 
 def largest(values: Floats, count: int) -> NDArray[np.intp]:
@@ -169,13 +187,14 @@ _TINY = np.finfo(np.float32).smallest_subnormal
 
 def _decode_topk(header: Header, body: memoryview, out: Floats) -> None:
     count = header.extra
-    _expect(count <= len(out) and len(body) == 8 * count, "a topk body has 8 bytes a kept element")
-    positions, kept = np.frombuffer(body[: 4 * count], np.int32), np.frombuffer(body[4 * count :], np.float32)
-    if count:
-        inside = positions[0] >= 0 and positions[-1] < len(out)
-        _expect(inside and bool(np.all(positions[1:] > positions[:-1])), "the positions of a topk body ascend")
+    _expect(count <= len(out) and len(body) >= 3 * count, "a topk body has at least 3 bytes a kept element")
+    codes, gaps = np.frombuffer(body[: 2 * count], np.uint16).copy(), np.frombuffer(body[2 * count :], np.uint8)
+    positions = _positions(gaps)
+    _expect(len(positions) == count and not (len(gaps) and gaps[-1] == _MORE), "a topk body has a position an element")
+    _expect(count == 0 or positions[-1] < len(out), "the positions of a topk body are inside the page")
     out[:] = 0
-    out[positions] = kept
+    if count:
+        out[positions] = torch.from_numpy(codes).view(torch.bfloat16).float().numpy()
 
 
 BODIES: Mapping[str, Body] = {

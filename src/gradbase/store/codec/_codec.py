@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from gradbase.common.errors import UsageError
 from gradbase.store.codec._bodies import BODIES
+from gradbase.store.codec._direction import Direction, Moments, carried_numel
 from gradbase.store.codec._format import CODECS, HEADER, damaged, pack_header, read_header
 
 Buffer = bytes | bytearray | memoryview
 SHARE = 0.01
-WARMUP_STEPS = 200
+WARMUP_STEPS: Mapping[str, int] = {"topk": 60, "onebit": 0}
 _WARMUP_SHARE = 0.25
-_WARMED = ("topk", "onebit")
+_GRADIENTS = "gradients"
 # What a codec may be given: numbers that float32 holds well enough.
 LOSSY_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -28,49 +29,65 @@ LOSSY_DTYPES = ("float32", "float16", "bfloat16", "float64")
 class Codec:
     """A codec and, for topk, the share of elements it keeps. As text: "int8", "topk:0.01".
 
-    topk and onebit leave out most of a gradient, so they begin with more of it, for `warmup_steps`; where that is not
-    as usual the text ends in it: "topk:0.01:500", "onebit:0".
+    topk and onebit leave out most of a gradient, so they may begin with more of it, for `warmup_steps` (None: as many
+    as WARMUP_STEPS says), which stand behind: "topk:0.01:500", "onebit:100". Where the server runs Adam they leave out
+    of its directions, unless `gradients` says not to ("topk:0.01:60:gradients"); `direction` is how a lane finds these,
+    None where it does not.
     """
 
     name: str = "none"
     share: float = SHARE
-    warmup_steps: int = WARMUP_STEPS
+    warmup_steps: int | None = None
+    gradients: bool = False
+    direction: Direction | None = None
 
     def __str__(self) -> str:
-        warmup = f":{self.warmup_steps}" if self.name in _WARMED and self.warmup_steps != WARMUP_STEPS else ""
-        return f"{self.name}:{self.share:g}{warmup}" if self.name == "topk" else f"{self.name}{warmup}"
+        share = f":{self.share:g}" if self.name == "topk" else ""
+        warmup = f":{self._warmup_steps}" if self.gradients or self.warmup_steps is not None else ""
+        return f"{self.name}{share}{warmup}{f':{_GRADIENTS}' if self.gradients else ''}"
 
     @property
     def lossy(self) -> bool:
         return self.name != "none"
 
+    @property
+    def directs(self) -> bool:
+        """Whether it leaves out so much that, under Adam, it has to be of directions."""
+        return self.name in WARMUP_STEPS and not self.gradients
+
+    @property
+    def _warmup_steps(self) -> int:
+        return WARMUP_STEPS.get(self.name, 0) if self.warmup_steps is None else self.warmup_steps
+
     def at(self, step: int) -> Codec:
         """What it is at a step of the job, from 0.
 
         topk's share falls exponentially from a fourth (Deep Gradient Compression, Lin et al., 2018, section 3.3);
-        onebit waits until Adam's second moments mean something (1-bit Adam, Tang et al., 2021, section 3.3).
+        onebit can wait until Adam's second moments mean something (1-bit Adam, Tang et al., 2021, section 3.3), which
+        matters where they are the server's.
         """
-        if self.name not in _WARMED or step >= self.warmup_steps:
+        if step >= self._warmup_steps:
             return self
         if self.name == "onebit":
-            return Codec()
-        done = step / self.warmup_steps
+            return Codec(direction=self.direction)
+        done = step / self._warmup_steps
         return replace(self, share=max(self.share, _WARMUP_SHARE ** (1 - done) * self.share**done))
 
 
 def parse_codec(text: str) -> Codec:
-    """Read "none", "bf16", "int8", "onebit", "topk" or "topk:0.01", the latter ones with ":STEPS" for another warm-up;
-    UsageError on anything else.
+    """Read "none", "bf16", "int8", "onebit", "topk" or "topk:0.01", the latter ones with ":STEPS" for another warm-up
+    and ":gradients" behind it; UsageError on anything else.
     """
     name, *settings = text.split(":")
     try:
         codec = _parsed(name, *settings)
     except (ValueError, TypeError):
         codec = Codec("")
-    if codec.name not in CODECS or not 0 < codec.share <= 1 or codec.warmup_steps < 0:
+    if codec.name not in CODECS or not 0 < codec.share <= 1 or (codec.warmup_steps or 0) < 0:
         raise UsageError(
             f"there is no codec {text!r}",
-            f"use one of {', '.join(CODECS)}; topk takes a share, as in topk:0.01, and steps of its warm-up behind it",
+            f"use one of {', '.join(CODECS)}; topk takes a share, as in topk:0.01, and steps of its warm-up behind it, "
+            "onebit these alone; both a last word for other than Adam's directions, as in topk:0.01:60:gradients",
         )
     return codec
 
@@ -84,12 +101,22 @@ def _parsed(name: str, *settings: str) -> Codec:
     return Codec("") if settings else Codec(name)
 
 
-def _topk(share: str = str(SHARE), warmup_steps: str = str(WARMUP_STEPS)) -> Codec:
-    return Codec("topk", float(share), int(warmup_steps))
+def _topk(share: str = str(SHARE), warmup_steps: str | None = None, of: str = "") -> Codec:
+    return Codec("topk", float(share), _count(warmup_steps), _of_gradients(of))
 
 
-def _onebit(warmup_steps: str = str(WARMUP_STEPS)) -> Codec:
-    return Codec("onebit", warmup_steps=int(warmup_steps))
+def _onebit(warmup_steps: str | None = None, of: str = "") -> Codec:
+    return Codec("onebit", warmup_steps=_count(warmup_steps), gradients=_of_gradients(of))
+
+
+def _count(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+def _of_gradients(word: str) -> bool:
+    if word not in ("", _GRADIENTS):
+        raise ValueError(word)
+    return bool(word)
 
 
 class Message(NamedTuple):
@@ -118,8 +145,35 @@ def encode(codec: Codec, page: torch.Tensor, residual: torch.Tensor | None = Non
         if residual is not None:
             residual.zero_()
         return _encode_none(page, dtype)
+    return _encode_total(codec, total, dtype)
+
+
+def encode_direction(
+    codec: Codec, page: torch.Tensor, carried: torch.Tensor, rate: float | None = None
+) -> Message:
+    """Encode Adam's direction of a page's gradient, flat [n], found as `codec.direction` says.
+
+    carried: float32 [carried_numel], what the lane keeps of the page; all zero at the beginning, changed in place.
+    rate: see `Moments.advance`.
+    """
+    assert codec.direction is not None
+    dtype, gradient = str(page.dtype).removeprefix("torch."), page.detach().to(torch.float32)
+    moments = Moments(carried, page.numel())
+    if page.numel() == 0 or not _encodable(gradient, page.dtype):
+        carried.zero_()
+        return _encode_none(page, dtype)
+    moments.advance(gradient, codec.direction, rate)
+    if codec.lossy:
+        return _encode_total(codec, moments.residual, dtype)
+    whole = moments.residual.to(page.dtype, copy=True)
+    moments.residual.zero_()
+    return _encode_none(whole, dtype)
+
+
+def _encode_total(codec: Codec, total: torch.Tensor, dtype: str) -> Message:
+    """`total`, float32 [n], holds afterwards what is left out."""
     out, extra = BODIES[codec.name].encode(total.numpy(), codec.share)
-    return Message(pack_header(codec.name, dtype, extra, page.numel(), len(out)), out.data)
+    return Message(pack_header(codec.name, dtype, extra, len(total), len(out)), out.data)
 
 
 def encode_again(codec: Codec, page: torch.Tensor) -> Message | None:
@@ -177,38 +231,43 @@ class Compressor:
     """A worker's codecs: one a tensor, with error feedback page by page.
 
     codecs: by page number; a page that is not named goes as it is. Bytes are counted before and after. `step` is that
-    of the job, for warm-ups; None is long after them.
+    of the job, for warm-ups; None is long after them. `rate` is the server's learning rate at that step, for whoever
+    changes it by a schedule: directions that were left out keep the rate of their time. None: it stays what it is.
     """
 
     def __init__(self, codecs: Mapping[int, Codec]) -> None:
         self.codecs = dict(codecs)
         self.step: int | None = None
+        self.rate: float | None = None
         self.raw_nbytes = 0
         self.sent_nbytes = 0
-        self._residuals: dict[int, torch.Tensor] = {}
+        self._carried: dict[int, torch.Tensor] = {}
 
     def encode(self, number: int, page: torch.Tensor) -> Message:
         """The gradient of a page, flat, as what to push: once a push, for what is sent again is the same bytes."""
         codec = self.codecs.get(number, Codec())
         codec = codec if self.step is None else codec.at(self.step)
-        residual = self._residual(number, page) if codec.lossy and page.is_floating_point() else None
-        message = encode(codec, page, residual)
+        if codec.direction is not None:
+            message = encode_direction(codec, page, self._carry(number, page, codec.direction), self.rate)
+        else:
+            carried = self._carry(number, page) if codec.lossy and page.is_floating_point() else None
+            message = encode(codec, page, carried)
         self.raw_nbytes += page.numel() * page.element_size()
         self.sent_nbytes += message.nbytes
         return message
 
     def state(self) -> dict[int, torch.Tensor]:
-        """The residuals by page, float32; copies, to be saved with the worker's state."""
-        return {number: residual.clone() for number, residual in self._residuals.items()}
+        """What is left out, and moments, by page, float32 [carried_numel]; copies, the worker's state."""
+        return {number: carried.clone() for number, carried in self._carried.items()}
 
     def load_state(self, state: Mapping[int, torch.Tensor]) -> None:
-        """Go on from residuals that `state` gave."""
-        self._residuals = {number: residual.clone() for number, residual in state.items()}
+        """Go on from what `state` gave."""
+        self._carried = {number: carried.clone() for number, carried in state.items()}
 
-    def _residual(self, number: int, page: torch.Tensor) -> torch.Tensor:
-        if number not in self._residuals:
-            self._residuals[number] = torch.zeros(page.numel(), dtype=torch.float32)
-        return self._residuals[number]
+    def _carry(self, number: int, page: torch.Tensor, direction: Direction | None = None) -> torch.Tensor:
+        if number not in self._carried:
+            self._carried[number] = torch.zeros(carried_numel(page.numel(), direction), dtype=torch.float32)
+        return self._carried[number]
 
 
 def _float32(page: torch.Tensor) -> torch.Tensor:

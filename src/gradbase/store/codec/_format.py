@@ -9,7 +9,8 @@ from gradbase.common.errors import StoreError
 from gradbase.store.layout import ITEM_BYTES
 
 HEADER = struct.Struct("<BBHIQQ")
-VERSION = 1
+VERSION = 2
+_FIRST_VERSION = 1  # had another body for topk, and the same ones otherwise
 CODECS = ("none", "bf16", "int8", "topk", "onebit")
 _DTYPES = tuple(ITEM_BYTES)
 
@@ -34,10 +35,10 @@ def read_header(head: memoryview, nbytes: int) -> Header:
     if len(head) != HEADER.size:
         raise damaged(f"{len(head)} bytes are no header")
     codec, dtype, version, extra, numel, promised = HEADER.unpack(head)
-    if version != VERSION:
-        raise damaged(f"it has format version {version}, this program reads {VERSION}")
     if codec >= len(CODECS) or dtype >= len(_DTYPES):
         raise damaged(f"it names codec {codec} and dtype {dtype}, which do not exist")
+    if version != VERSION and (version != _FIRST_VERSION or CODECS[codec] == "topk"):
+        raise damaged(f"it is {CODECS[codec]} of format version {version}, this program reads {VERSION}")
     if promised != nbytes:
         raise damaged(f"its header promises {promised} bytes, {nbytes} follow")
     return Header(CODECS[codec], _DTYPES[dtype], extra, numel, nbytes)

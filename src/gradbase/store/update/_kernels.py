@@ -81,6 +81,13 @@ def update_adagrad(settings: Settings, value: torch.Tensor, gradient: torch.Tens
     )
 
 
+def update_directed(settings: Settings, value: torch.Tensor, gradient: torch.Tensor, state: State, step: int) -> None:
+    """`gradient` is Adam's direction already; what is left of its arithmetic is the learning rate and the decay."""
+    if settings["weight_decay"]:
+        value.mul_(1 - settings["lr"] * settings["weight_decay"])
+    value.add_(gradient, alpha=settings["lr"] if settings["maximize"] else -settings["lr"])
+
+
 KERNELS: Mapping[str, Kernel] = {
     "SGD": update_sgd,
     "Adam": update_adam,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +31,13 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
 class UpdateRule:
     """The optimizer of a store: the settings of each parameter group, and which tensor is in which.
 
-    A tensor that `group_of` does not name is not trained: its pages are assigned, never updated.
+    A tensor that `group_of` does not name is not trained: its pages are assigned, never updated. Of a tensor in
+    `directed` workers push Adam's direction and not the gradient: they have the moments, and the server has no state.
     """
 
     groups: tuple[Settings, ...]
     group_of: Mapping[str, int]
+    directed: frozenset[str] = frozenset()
 
     def settings(self, name: str) -> Settings | None:
         """The settings of a tensor's group; None if it is not trained."""
@@ -45,7 +47,9 @@ class UpdateRule:
     def state_keys(self, name: str) -> tuple[str, ...]:
         """The optimizer state that a tensor has, by torch's names, each of the tensor's size."""
         settings = self.settings(name)
-        return () if settings is None else _STATE[settings["optimizer"]](settings)
+        if settings is None or name in self.directed:
+            return ()
+        return _STATE[settings["optimizer"]](settings)
 
     @property
     def all_state_keys(self) -> tuple[str, ...]:
@@ -55,6 +59,20 @@ class UpdateRule:
     def costs(self) -> dict[str, float]:
         """Bytes moved to update one byte of each tensor: the gradient is read; value and state are read and written."""
         return {name: 3.0 + 2.0 * len(self.state_keys(name)) for name in self.group_of}
+
+    def can_direct(self, name: str) -> bool:
+        """Whether a worker can find the tensor's direction: by Adam, from nothing but its own gradients."""
+        settings = self.settings(name)
+        if settings is None or settings["optimizer"] not in ("Adam", "AdamW") or settings["amsgrad"]:
+            return False
+        return bool(settings["decoupled_weight_decay"]) or not settings["weight_decay"]
+
+    def with_directed(self, names: Iterable[str]) -> UpdateRule:
+        """The same rule with these tensors, which `can_direct`, in `directed`."""
+        directed = frozenset(names)
+        if wrong := sorted(name for name in directed if not self.can_direct(name)):
+            raise StoreError(f"workers cannot find the direction in which {wrong[0]!r} is to go")
+        return replace(self, directed=directed)
 
     def with_settings(self, groups: tuple[Settings, ...]) -> UpdateRule:
         """The same rule with other numbers, such as the learning rate of the next step."""
@@ -69,10 +87,21 @@ class UpdateRule:
                 "the new settings need optimizer state that the store does not hold",
                 "momentum and amsgrad can change in value, not be switched on or off later",
             )
+        if wrong := sorted(name for name in self.directed if not self._directs_alike(rule, name)):
+            raise UsageError(
+                f"the new settings change the direction of {wrong[0]}, which workers find by the old ones",
+                "leave betas, eps and coupled weight decay as they were",
+            )
         return rule
 
+    def _directs_alike(self, other: UpdateRule, name: str) -> bool:
+        settings, new = self.settings(name), other.settings(name)
+        assert settings is not None and new is not None
+        return other.can_direct(name) and all(settings[key] == new[key] for key in ("betas", "eps"))
+
     def to_json(self) -> dict[str, Any]:
-        return {"groups": list(self.groups), "group_of": dict(self.group_of)}
+        directed = {"directed": sorted(self.directed)} if self.directed else {}
+        return {"groups": list(self.groups), "group_of": dict(self.group_of), **directed}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> UpdateRule:
@@ -84,7 +113,7 @@ class UpdateRule:
             raise StoreError(f"this is no update rule of a store ({type(error).__name__}: {error})") from error
         if not all(0 <= group < len(groups) for group in group_of.values()):
             raise StoreError("an update rule names a parameter group that it does not have")
-        return UpdateRule(groups, group_of)
+        return UpdateRule(groups, group_of).with_directed(map(str, data.get("directed", ())))
 
 
 def rule_of(optimizer: Optimizers, model: torch.nn.Module) -> UpdateRule:

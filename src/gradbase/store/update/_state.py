@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gradbase.common.errors import StoreError
+from gradbase.common.errors import StoreError, UsageError
 from gradbase.store.layout import Layout, Page, TensorSpec, flatten
 from gradbase.store.update._rule import UpdateRule
 from gradbase.store.update._updater import Updater
@@ -50,7 +50,16 @@ def load_state_dict(
             spec = updater.layout.tensors[page.tensor]
             state = saved["state"].get(indices.get(spec.name))
             if state:
+                _check_here(updater.rule, spec.name)
                 _scatter(updater, page, spec, state)
+
+
+def _check_here(rule: UpdateRule, name: str) -> None:
+    if name in rule.directed:
+        raise UsageError(
+            f"the optimizer state of {name} is not with the store: its gradients go through a codec of directions",
+            "use a codec of gradients, as in topk:0.01:60:gradients, where the optimizer's state is wanted",
+        )
 
 
 def _owners(updaters: Sequence[Updater]) -> dict[int, Updater]:
@@ -63,6 +72,8 @@ def _gather(name: str, owners: Mapping[int, Updater], layout: Layout) -> dict[st
     if missing:
         raise StoreError(f"page {missing[0]} of {name} is on none of the shards given", "give all shards' updaters")
     rule = owners[pages[0].number].rule if pages else None
+    if rule is not None:
+        _check_here(rule, name)
     step = max((int(owners[page.number].steps[page.number]) for page in pages), default=0)
     if rule is None or not (step or _starts_filled(rule, name)):
         return {}

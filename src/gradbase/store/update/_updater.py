@@ -9,7 +9,7 @@ import torch
 
 from gradbase.common.errors import UsageError
 from gradbase.store.layout import ITEM_BYTES, Layout, Page, TensorSpec, elements, page_view
-from gradbase.store.update._kernels import KERNELS
+from gradbase.store.update._kernels import KERNELS, update_directed
 from gradbase.store.update._rowwise import accumulator_dtype
 from gradbase.store.update._rule import Settings, UpdateRule
 
@@ -90,7 +90,8 @@ class Updater:
         assert all(gradient.numel() == page.numel for gradient in gradients), "a gradient has the size of its page"
         scale = 1 / len(gradients) if scale is None else scale
         value, state, step = self.value(page), self.state(page), int(self.steps[number])
-        kernel = KERNELS[settings["optimizer"]]
+        directed = self.layout.tensors[page.tensor].name in self.rule.directed
+        kernel = update_directed if directed else KERNELS[settings["optimizer"]]
         with torch.no_grad():
             for start in range(0, page.numel, BLOCK_NUMEL):
                 block = slice(start, min(start + BLOCK_NUMEL, page.numel))

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,39 +12,19 @@ from gradbase.cluster.ray import RayEngine
 from gradbase.common.errors import UsageError
 from tests.cluster import recipes
 from tests.cluster.ray import trials
+from tests.cluster.ray.apart import results_of
 
 LIMIT_S = 500  # of all trials together; they take a third of it on two busy cores
 pytestmark = pytest.mark.timeout(LIMIT_S + 60)
-_ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What every trial came to. One that hangs is ended with everything it has started, and has no result."""
     pytest.importorskip("ray")
-    path = os.pathsep.join([str(_ROOT / "src"), str(_ROOT)])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.cluster.ray.trials", str(tmp_path_factory.mktemp("stores")), *trials.SHORT],
-        cwd=_ROOT,
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        _end(process)
-        output, _ = process.communicate()
-    finally:
-        _end(process)
-    lines = (json.loads(line) for line in output.splitlines() if line.startswith("{"))  # Ray prints there too
-    yield {line["trial"]: line for line in lines}
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    stores = str(tmp_path_factory.mktemp("stores"))
+    command = [sys.executable, "-m", trials.__name__, stores, *trials.SHORT]
+    return {result["trial"]: result for result in results_of(command, LIMIT_S)}
 
 
 @pytest.mark.slow

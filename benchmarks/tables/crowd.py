@@ -28,7 +28,7 @@ import numpy as np
 from gradbase.tables.crowd import Claims, Features, Result, infer, next_labels
 
 Row = dict[str, Any]
-BUYERS = 8  # seeds: the standard error of a single one is a third of a point
+BUYERS = 16  # seeds: a single one is off by half a point
 PEERS = ("MajorityVote", "Wawa", "GLAD", "DawidSkene")
 
 
@@ -133,7 +133,10 @@ def numeric(folder: Path) -> Row:
 
 
 def bought(folder: Path, seed: int, rounds: int = 10) -> Row:
-    """Half of the labels, chosen by `next_labels` after two per item: accuracy against all labels, and any half."""
+    """Half of the labels, chosen by `next_labels` after two per item: accuracy against all labels, and any half.
+
+    A round buys one in `rounds` of those labels, and then asks again.
+    """
     claims, generator = claims_of(folder), np.random.default_rng(seed)
     gold = gold_of(folder, claims)
     order = generator.permutation(len(claims))
@@ -208,7 +211,9 @@ def gather(folder: Path, wanted: Callable[[str], bool], skip: set[str], peers: t
     if "next" not in skip:
         for path in (path for path in crowds if path.name in ("possent", "rte")):
             rows = [bought(path, seed) for seed in range(BUYERS)]
-            found["next"] = found.get("next", []) + [*rows, mean_row(rows) | {"set": f"{path.name} mean"}]
+            error = float(np.std([row["short_of_all"] for row in rows], ddof=1) / len(rows) ** 0.5)
+            mean = mean_row(rows) | {"set": f"{path.name} mean", "standard_error": error}
+            found["next"] = found.get("next", []) + [*rows, mean]
     return found
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradbase.common.errors import UsageError
+from gradbase.common.malloc import release_freed_memory
 from gradbase.tables.crowd._confusion import Fit
 from gradbase.tables.crowd._copies import heard_once
 from gradbase.tables.crowd._ensemble import judge
@@ -61,6 +62,7 @@ def _classes(
     claims: Claims, features: Features | None, config: Config, start: dict[str, Fit], settled: int
 ) -> Result:
     table, copies = heard_once(table_of(claims), config.seed)
+    release_freed_memory()  # that of looking for copies: the members take as much
     opinion = judge(table, None, config.seed, start, config.on_progress)
     claim_count = np.diff(table.item_starts.numpy()).astype(np.int64)
     posterior, tilt, classifier = opinion.posterior, None, None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gradbase.common.malloc import release_freed_memory
 from gradbase.tables.fuse._copying import Copying, Together, detect, foretold, nothing_copied, twins
 from gradbase.tables.fuse._discrete import Fit, Model, Sharpness, fit, link, posterior, predict, without_similarity
 from gradbase.tables.fuse._gates import SHARPNESSES, Folds, Gate, best_sharpness, judge
@@ -57,6 +58,7 @@ def solve(
     `features` (sources, columns), standardised; either may be None."""
     network = _Prior(features, config) if features is not None else None
     choice = _choose(_sample(problem), options, config, known, network)
+    release_freed_memory()  # what led to the choice: the fit of all claims takes more
     model = _model(problem, options, config.similarity and choice.similar)
     model = replace(model, lifted=choice.lifted, known=known)
     weight, copying = problem.weight, nothing_copied()

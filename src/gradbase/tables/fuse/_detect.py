@@ -104,9 +104,11 @@ def _several(claims: Claims, rows: Ints) -> float:
     """The share of sources' items with more than one value, where the source says more than one in no order of time."""
     if claims.time is not None and not np.isnan(claims.time[rows]).all():
         return 0.0
+    speaker = claims.object[rows] * len(claims.source_names) + claims.source[rows]
+    if (speaker[1:] > speaker[:-1]).all():  # as tables are read: each speaks once
+        return 0.0
     raw, raws = factorize(claims.value[rows])
     value = np.append(factorize(list(map(str, raws)))[0], -1)[raw]
-    speaker = claims.object[rows] * len(claims.source_names) + claims.source[rows]
     order = np.lexsort((value, speaker))
     speaker, value = speaker[order], value[order]
     first = np.r_[True, speaker[1:] != speaker[:-1]]  # of a source's claims of an item

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from gradbase.common.errors import TableError
+from gradbase.common.malloc import release_freed_memory
 
 _MEMORY_BYTES = 256 * 2**20  # more is spilled to disk, so that reading takes no more than the model does
 
@@ -56,6 +57,7 @@ class Workspace:
         self._connection.close()
         self._folder.cleanup()
         self._arrow.default_memory_pool().release_unused()
+        release_freed_memory()  # of the small blocks of names; what is read next would be put beside them
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a statement. Raises TableError with DuckDB's first lines."""

@@ -131,11 +131,11 @@ def _is_number(name: Any) -> bool:
 def _claims(coded: CodedTable, kind: str, more_items: Sequence[str]) -> Claims:
     from gradbase.tables.crowd import Claims
 
-    items, item = with_more_names(coded.names["item"], coded.codes["item"], more_items)
+    items, of_item = with_more_names(coded.names["item"], coded.codes["item"], more_items)
     workers, labels = coded.names["worker"], coded.names["label"]
     if kind == "classes":
-        return Claims(item, coded.codes["worker"], coded.codes["label"], items, workers, labels)
-    item, worker, label = (codes.astype(np.int64) for codes in (item, coded.codes["worker"], coded.codes["label"]))
+        return Claims(of_item, coded.codes["worker"], coded.codes["label"], items, workers, labels)
+    item, worker, label = (codes.astype(np.int64) for codes in (of_item, coded.codes["worker"], coded.codes["label"]))
     if kind == "numbers":
         wrong = next((name for name in labels if not _is_number(name)), None)
         if wrong is not None:

@@ -20,6 +20,7 @@ BINS = 10
 LEAST_PROBABILITY = 1e-9
 
 Ints = NDArray[np.int64]
+Codes = NDArray[np.int32] | NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
@@ -113,7 +114,7 @@ def negative_log_likelihood(probability_of_gold: Floats) -> float:
     return float(-np.log(np.clip(probability_of_gold, LEAST_PROBABILITY, 1)).mean())
 
 
-def majority_right(item: Ints, value: Ints, gold: Mapping[int, int]) -> Floats:
+def majority_right(item: Codes, value: Codes, gold: Mapping[int, int]) -> Floats:
     """For each item of `gold` (codes), the chance that a vote over its claims gives the gold value: ties are broken
     by lot. NaN for items without claims: there is no vote."""
     chosen = np.isin(item, np.fromiter(gold, dtype=np.int64, count=len(gold)))

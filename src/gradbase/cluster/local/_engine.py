@@ -47,7 +47,7 @@ from gradbase.store.files import DiskRate
 from gradbase.store.layout import Layout, lay_out, specs_of_model
 from gradbase.store.log import SchemeChoice, StepCosts
 from gradbase.store.machine import Notes
-from gradbase.store.machine.consistency import Logging
+from gradbase.store.machine.consistency import Job, Logging
 from gradbase.store.update import UpdateRule, rule_of
 
 _STOPPED_S = 2.0  # a process that is stopped (SIGSTOP) while it has work is ended after this long
@@ -147,12 +147,35 @@ class LocalEngine:
             check_free(request.store)
         launcher = self._launched = self._launcher(closing)
         recipe = request.build()
+        task = self._task(request, recipe, launcher)
+        where = task.map()
+        _check_logging(request, where, task.codec)
+        slab = Slab.create(where.nbytes)
+        closing.callback(slab.close)
+        pages = SharedPages(slab, where)
+        _fill(pages, where, recipe)
+        steps = self._steps(recipe)
+        learner, memory = equip(recipe, slab, where, shared=request.shared, budget=request.memory)
+        closing.callback(learner.close)
+        manifest = _manifest(request, recipe.seed, where, task.codec)
+        storage, logging = self._storage(request, manifest, pages, learner, memory)
+        job = replace(request, logging=logging).job(steps, recipe.seed)
+        steward = self._steward = self._new_steward(job, storage, pages, launcher)
+        closing.callback(steward.abort)
+        launcher.launch(task, steward, slab, where)
+        self._work(steward, learner, memory)
+        _take_values(recipe, pages, where)
+        done, traffic = steward.steps_done, self._traffic.plus(launcher.all_traffic)
+        return Outcome(recipe.model, done, self._stop_asked, self._lost_count, slab.nbytes, task.codec, traffic)
+
+    def _task(self, request: Request, recipe: Recipe, launcher: Launcher) -> Task:
+        """What workers are to run: how the parameters lie, how they are updated, what gradients go through."""
         rule = rule_of(recipe.optimizer, recipe.model)
         layout = lay_out(specs_of_model(recipe.model, costs=rule.costs()), request.lane_count)
         self._layout = layout
         codec = self._codec(request, launcher, layout, rule)
         rule = parse_codecs(codec).directing(layout, rule)
-        task = Task(
+        return Task(
             request.build,
             layout.to_json(),
             rule.to_json(),
@@ -162,30 +185,16 @@ class LocalEngine:
             request.memory,
             codec,
         )
-        where = task.map()
-        if where.residual_pages and request.logging == "physical":
-            raise UsageError(
-                f"the log of a bsp job whose gradients go through {codec} cannot be physical: what a codec leaves out "
-                "comes back only where gradients are computed again",
-                'choose logging="command"',
-            )
-        slab = Slab.create(where.nbytes)
-        closing.callback(slab.close)
-        pages = SharedPages(slab, where)
-        _fill(pages, where, recipe)
-        steps = self._steps(recipe)
-        learner, memory = equip(recipe, slab, where, shared=request.shared, budget=request.memory)
-        closing.callback(learner.close)
-        storage, logging = self._storage(request, _manifest(request, recipe.seed, where, codec), pages, learner, memory)
-        job = replace(request, logging=logging).job(steps, recipe.seed)
-        steward = Steward(
+
+    def _new_steward(self, job: Job, storage: Storage, pages: SharedPages, launcher: Launcher) -> Steward:
+        return Steward(
             job,
             storage,
             replay=pages.replay,
             on_warning=self._on_warning,
-            copies=not request.shared,
-            residuals=bool(where.residual_pages),
-            expected=request.workers,
+            copies=not self._request.shared,
+            residuals=bool(pages.map.residual_pages),
+            expected=self._request.workers,
             note=self._note,
             spawn=launcher.spawn,
             on_report=self._on_report,
@@ -193,9 +202,9 @@ class LocalEngine:
             on_plan=self._on_plan,
             watch=launcher.watch,
         )
-        closing.callback(steward.abort)
-        self._steward = steward
-        launcher.launch(task, steward, slab, where)
+
+    def _work(self, steward: Steward, learner: Learner, memory: LocalMemory) -> None:
+        """Be one of the workers, until the job is over."""
         ours, theirs = Channel.pair()
         steward.admit(theirs)  # so that it is told of the end, even if the machines cannot be opened
         steward.start()
@@ -203,9 +212,6 @@ class LocalEngine:
             steward.stop()
         serve(ours, learner, memory)
         steward.join()
-        _take_values(recipe, pages, where)
-        done, traffic = steward.steps_done, self._traffic.plus(launcher.all_traffic)
-        return Outcome(recipe.model, done, self._stop_asked, self._lost_count, slab.nbytes, codec, traffic)
 
     def _codec(self, request: Request, launcher: Launcher, layout: Layout, rule: UpdateRule) -> str:
         """What gradients go through: as asked for, as the store was made, or by what the link is measured to do."""
@@ -359,6 +365,15 @@ class _Forks:
             self._steward.admit(self._channels.pop(ticket), _descriptor_of(pid), pid)
         elif verb == "failed":
             raise rest[0]
+
+
+def _check_logging(request: Request, where: Map, codec: str) -> None:
+    if where.residual_pages and request.logging == "physical":
+        raise UsageError(
+            f"the log of a bsp job whose gradients go through {codec} cannot be physical: what a codec leaves out "
+            "comes back only where gradients are computed again",
+            'choose logging="command"',
+        )
 
 
 def _manifest(request: Request, seed: int, where: Map, codec: str) -> Manifest:

@@ -19,7 +19,6 @@ from gradbase.common.errors import TableError
 BINS = 10
 LEAST_PROBABILITY = 1e-9
 
-Ints = NDArray[np.int64]
 Codes = NDArray[np.int32] | NDArray[np.int64]
 Floats = NDArray[np.float64]
 

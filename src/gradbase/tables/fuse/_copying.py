@@ -30,6 +30,9 @@ _TWIN_SAME = 10
 _DATED_SHARE = 0.8  # of the shared values: so many later ones make the later source the copier
 
 
+Claimed = npt.NDArray[np.int32]  # positions of claims: there are more pairs of them than of anything else
+
+
 @dataclass(frozen=True)
 class Copying:
     """(pairs,) each; evidence in log-odds. `claim`, `copied`: claims that may be copies, and how probably they are."""
@@ -59,8 +62,8 @@ class Together:
     source; bounds: (sources + 1,) where each begins.
     """
 
-    copying: npt.NDArray[np.int32]
-    copied: npt.NDArray[np.int32]
+    copying: Claimed
+    copied: Claimed
     pair: npt.NDArray[np.int32]
     names: Ints
     item: npt.NDArray[np.int32]
@@ -181,43 +184,44 @@ def _chance(model: Model, fitted: Fit) -> Floats:
     return np.clip(truth * exact + (1 - truth) * (1 - exact) * choice + other * 1e-6, 1e-6, 1 - 1e-6)
 
 
-def _same_values(model: Model, claims: Ints) -> tuple[Ints, Ints]:
+def _same_values(model: Model, claims: Ints) -> tuple[Claimed, Claimed]:
     """Every two claims, by different sources, of a candidate that is not popular."""
     problem = model.problem
-    order = claims[np.argsort(problem.candidate[claims], kind="stable")]
+    order = claims[np.argsort(problem.candidate[claims], kind="stable")].astype(np.int32)
     candidate = problem.candidate[order]
     starts = np.flatnonzero(np.r_[True, candidate[1:] != candidate[:-1]]) if len(order) else np.empty(0, np.int64)
     sizes = np.diff(np.r_[starts, len(order)])
-    one, other = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    one, other = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     for size in range(2, CLAIMERS_MAX + 1):
         left, right = np.triu_indices(size, 1)
         group = starts[sizes == size]
         one.append(order[(group[:, None] + left).ravel()])
         other.append(order[(group[:, None] + right).ravel()])
     first, second = np.concatenate(one), np.concatenate(other)
-    different = problem.source[first] != problem.source[second]
+    source = problem.source.astype(np.int32)
+    different = source[first] != source[second]
     return first[different], second[different]
 
 
-def _directed(
-    model: Model, first: Ints, second: Ints
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32], Ints]:
+def _directed(model: Model, first: Claimed, second: Claimed) -> tuple[Claimed, Claimed, npt.NDArray[np.int32], Ints]:
     """Each pair with the copier's claim first: the source that mostly comes later where dates say so, else the one
     with fewer claims; an order among all sources, so that nobody copies from himself in a circle. Also the pairs of
     sources, as `Together` has them."""
     problem = model.problem
-    rank = _rank(model)
-    swap = rank[problem.source[first]] < rank[problem.source[second]]
+    rank = _rank(model)[problem.source].astype(np.int32)  # (claims,)
+    swap = rank[first] < rank[second]
     small, large = np.where(swap, second, first), np.where(swap, first, second)
+    del swap, rank, first, second
     names, pair = np.unique(problem.source[small] * problem.sources + problem.source[large], return_inverse=True)
+    pair = pair.astype(np.int32)
     turned = _turned(problem, small, large, pair, len(names))
-    copier, original = names // max(1, problem.sources), names % max(1, problem.sources)
-    names = np.where(turned, original * problem.sources + copier, names)
-    by_claim = turned[pair]
-    copying, copied = np.where(by_claim, large, small), np.where(by_claim, small, large)
-    names, place = np.unique(names, return_inverse=True)
-    narrow = (column.astype(np.int32) for column in (copying, copied, place[pair]))
-    return *narrow, names
+    if turned.any():
+        copier, original = names // max(1, problem.sources), names % max(1, problem.sources)
+        names, place = np.unique(np.where(turned, original * problem.sources + copier, names), return_inverse=True)
+        by_claim = turned[pair]
+        small, large = np.where(by_claim, large, small), np.where(by_claim, small, large)
+        pair = place.astype(np.int32)[pair]
+    return small, large, pair, names
 
 
 def _rank(model: Model) -> Ints:
@@ -230,7 +234,7 @@ def _rank(model: Model) -> Ints:
     return rank
 
 
-def _turned(problem: Problem, small: Ints, large: Ints, pair: Ints, pairs: int) -> Bools:
+def _turned(problem: Problem, small: Claimed, large: Claimed, pair: npt.NDArray[np.int32], pairs: int) -> Bools:
     """(pairs,) whether dates turn a pair of sources round: the first's claims mostly come before the other's."""
     if np.isnan(problem.time).all():
         return np.zeros(pairs, dtype=np.bool_)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from gradbase.tables.fuse._problem import Problem
 from gradbase.tables.fuse._relations import EXACT, OTHER, RELATIONS, Pairs
@@ -39,7 +40,7 @@ class Links:
 
     claim: Ints
     true: Ints
-    relation: Ints
+    relation: npt.NDArray[np.int8]
     choices: Floats
 
 
@@ -49,15 +50,15 @@ def link(problem: Problem, pairs: Pairs) -> Links:
     counts = np.bincount(problem.candidate, minlength=problem.candidates)
     starts = np.cumsum(counts) - counts
     repeats = counts[pairs.claimed]
-    pair = np.repeat(np.arange(len(pairs.claimed)), repeats)
-    within = np.arange(len(pair)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    place = np.arange(int(repeats.sum()))
+    place += np.repeat(starts[pairs.claimed] - (np.cumsum(repeats) - repeats), repeats)
     group = pairs.true * RELATIONS + pairs.relation
-    alike = np.bincount(group, minlength=problem.candidates * RELATIONS)[group]
+    choices = -np.log(np.bincount(group, minlength=problem.candidates * RELATIONS)[group])
     return Links(
-        claim=by_candidate[starts[pairs.claimed[pair]] + within],
-        true=pairs.true[pair],
-        relation=pairs.relation[pair],
-        choices=-np.log(alike[pair]),
+        claim=by_candidate[place],
+        true=np.repeat(pairs.true, repeats),
+        relation=np.repeat(pairs.relation.astype(np.int8), repeats),
+        choices=np.repeat(choices, repeats),
     )
 
 

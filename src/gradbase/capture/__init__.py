@@ -3,12 +3,13 @@
 from gradbase.capture._capture import Captured, capture_step
 from gradbase.capture._eager import eager_peak_bytes
 from gradbase.capture._optimizer import PartialStep, is_separable
-from gradbase.capture._program import Call, Program, Ref, eager_signature
+from gradbase.capture._program import Call, Kept, Program, Ref, eager_signature
 from gradbase.capture._updates import Update
 
 __all__ = [
     "Call",
     "Captured",
+    "Kept",
     "PartialStep",
     "Program",
     "Ref",

@@ -64,6 +64,22 @@ class Call:
     kwargs: dict[str, Any]
     results: tuple[int | None, ...]
 
+    @property
+    def arguments(self) -> list[int]:
+        """The values of all tensor arguments, in order."""
+        return _refs((*self.args, *self.kwargs.values()))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a hidden result is kept between the kernels that know it: runs (offset, bytes) of its `nbytes` bytes.
+
+    The value's window is the runs one after the other; kernels are given all of it, in memory of their own.
+    """
+
+    nbytes: int
+    runs: tuple[tuple[int, int], ...]
+
 
 @dataclass
 class Program:
@@ -72,6 +88,7 @@ class Program:
     `values` are tensors (windows onto storages). Operator i is run by `calls[i]`, or as `tail` says. `parameters`
     and `buffers` map names to storages, `constants` storages to tensors; `batch[i]` is the storage of the i-th
     tensor leaf. `workspaces` maps operators to the storage that is their workspace, once statistics have told of one.
+    `packed` holds the values that are kept packed, `overlaid` the operators that work in the frame of such an argument.
     """
 
     plan: LogicalPlan
@@ -84,6 +101,8 @@ class Program:
     batch: tuple[int, ...]
     loss: int
     workspaces: dict[int, int] = field(default_factory=dict)
+    packed: dict[int, Kept] = field(default_factory=dict)
+    overlaid: set[int] = field(default_factory=set)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -14,9 +14,9 @@ from gradbase.executor._analyze import (
     tier_of,
     traits_of,
 )
+from gradbase.executor._bench import random_state_kept
 from gradbase.executor._engine import Engine, Planned
 from gradbase.executor._feedback import corrections
-from gradbase.executor._measure import random_state_kept
 from gradbase.executor._peak import PeakMeter
 
 __all__ = [

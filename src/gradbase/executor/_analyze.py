@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import optim
 
-from gradbase.buffer import Frames, measure_tier
+from gradbase.buffer import Frames, measure_tier, total_bytes, union
 from gradbase.capture import Program, eager_signature
 from gradbase.catalog import Catalog, OperatorStatistics, TierStatistics, medium_of
 from gradbase.cost import DeviceProfile, estimate
@@ -73,14 +73,16 @@ def analyze(
     fresh: list[OperatorStatistics] = []
     for position in range(len(program.plan.operators)):
         operator = program.plan.operators[position]
-        if operator.signature not in known:
+        cold = operator.signature not in warm
+        entry = known.get(operator.signature)
+        if entry is None or (cold and not analyzer.packs_alike(operator, Trait.decoded(entry.details))):
+            missing.add(operator.signature)
             known[operator.signature] = analyzer.measure(operator)
             fresh.append(known[operator.signature])
             progress("measuring operators", len(fresh), len(missing))
         trait = Trait.decoded(known[operator.signature].details)
         apply_trait(program, operator, trait)
-        cold = operator.signature not in warm and operator.signature not in missing
-        if cold and operator.flops >= _WORTH_WARMING_FLOPS:
+        if cold and operator.signature not in missing and operator.flops >= _WORTH_WARMING_FLOPS:
             analyzer.warm_up(program.plan.operators[position], trait)
         warm.add(operator.signature)
     if fresh:
@@ -115,9 +117,17 @@ def costs_of(
     tier: Tier | None,
     process_bytes: int = 0,
 ) -> Costs:
-    """Measured, else learned, else roofline estimates, and the tier. `process_bytes` is added to each scratch."""
-    estimates = estimate(program.plan, statistics, profile)
-    return Costs(tuple(replace(e, scratch_bytes=e.scratch_bytes + process_bytes) for e in estimates), tier)
+    """Measured, else learned, else roofline estimates, and the tier. `process_bytes` is added to each scratch.
+
+    What any operator touches of the region stays: it is added to the scratch of all that use it.
+    """
+    packings = {s: Trait.decoded(known.details).packing for s, known in statistics.items()}
+    region_bytes = total_bytes(union(*(packing.touched for packing in packings.values() if packing)))
+    estimates = []
+    for operator, each in zip(program.plan.operators, estimate(program.plan, statistics, profile), strict=True):
+        extra_bytes = process_bytes + (region_bytes if packings.get(operator.signature) else 0)
+        estimates.append(replace(each, scratch_bytes=each.scratch_bytes + extra_bytes))
+    return Costs(tuple(estimates), tier)
 
 
 def process_bytes(eager_peak_bytes: int, operators: int) -> int:

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from gradbase.buffer import FrameSource
-from gradbase.capture import Program
-from gradbase.executor._lowering import Scope, choose, emit
+from gradbase.buffer import FrameSource, Region
+from gradbase.capture import Kept, Program
+from gradbase.executor._lowering import choose, emit
+from gradbase.executor._packing import unpacked
 from gradbase.executor._traits import Trait
+from gradbase.executor._windows import Scope
 from gradbase.ir.logical import Tensor
 from gradbase.ir.physical import Await, Compute, Instruction, PageIn, PageOut, PhysicalPlan
 
@@ -21,9 +23,13 @@ FILENAME = "<planned step>"
 
 @dataclass(frozen=True)
 class Resources:
-    """What a generated step works on. `external` holds parameters, buffers and constants by storage."""
+    """What a generated step works on. `external` holds parameters, buffers and constants by storage.
+
+    `region` is there where a value is kept packed.
+    """
 
     arena: FrameSource
+    region: Region | None
     frames: Any
     pager: Any
     external: Mapping[int, torch.Tensor]
@@ -47,18 +53,21 @@ class Generated:
 class _Windows:
     """Expressions and tensors for the values of one instruction."""
 
-    def __init__(self, generator: _Generator, lives: Mapping[int, int], workspace: int | None) -> None:
+    def __init__(self, generator: _Generator, lives: Mapping[int, int], operator: int) -> None:
         self._generator = generator
         self._lives = lives
-        self._workspace = workspace
+        self._operator = operator
 
     def read(self, value: int) -> str:
+        kept = self.kept(value)
+        if kept is not None:
+            return self._generator.scope.bind("t", unpacked(kept, self.region(kept.nbytes)))
         return self._generator.expression(value, self._lives)
 
     write = read
 
     def tensor(self, value: int) -> torch.Tensor:
-        """The window itself, for macro-operators."""
+        """The window itself."""
         return self._generator.window(value, self._lives)
 
     def state(self, storage: int, like: torch.Tensor) -> torch.Tensor | None:
@@ -68,14 +77,28 @@ class _Windows:
         life = self._generator.plan.lives[self._lives[storage]]
         return self._generator.resources.arena.tensor(life.offset, like.dtype, like.shape, like.stride())
 
+    def kept(self, value: int) -> Kept | None:
+        return self._generator.program.packed.get(value)
+
+    def region(self, nbytes: int) -> Region:
+        region = self._generator.resources.region
+        assert region is not None and region.nbytes >= nbytes
+        return region
+
+    def overlaid(self) -> bool:
+        return self._operator in self._generator.program.overlaid
+
     def frame(self, value: int) -> tuple[int, int]:
+        kept = self.kept(value)
+        if kept is not None:
+            return self.region(kept.nbytes).address, kept.nbytes
         life = self._generator.plan.lives[self._lives[self._generator.program.values[value].storage]]
         nbytes = self._generator.program.plan.storages[life.storage].nbytes
         return self._generator.resources.arena.address + life.offset, nbytes
 
     def workspace(self) -> int:
-        assert self._workspace is not None
-        life = self._generator.plan.lives[self._lives[self._workspace]]
+        storage = self._generator.program.workspaces[self._operator]
+        life = self._generator.plan.lives[self._lives[storage]]
         return self._generator.resources.arena.address + life.offset
 
 
@@ -136,7 +159,7 @@ class _Generator:
     def _compute(self, instruction: Compute) -> list[str]:
         operator = self.program.plan.operators[instruction.operator]
         lives = {self.plan.lives[life].storage: life for life in (*instruction.reads, *instruction.writes)}
-        windows = _Windows(self, lives, self.program.workspaces.get(operator.id))
+        windows = _Windows(self, lives, operator.id)
         call = self.program.calls.get(operator.id)
         if call is None:
             return [f"{self.scope.bind('macro', self.resources.macros(operator.id, windows))}()"]

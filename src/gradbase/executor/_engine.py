@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-from gradbase.buffer import Arena, CudaPager, DeviceArena, Frames, FrameSource, PageFile, Pager
+from gradbase.buffer import Arena, CudaPager, DeviceArena, Frames, FrameSource, PageFile, Pager, Region
 from gradbase.capture import Program
 from gradbase.common.errors import GradbaseError, StepError
 from gradbase.common.malloc import freed_memory_returned
@@ -66,6 +66,7 @@ class Engine:
         self._max_norm = max_norm
         self._device = device
         self._arena: FrameSource | None = None
+        self._region: Region | None = None
         self._pagefile: PageFile | None = None
         self._pager: Pager | CudaPager | None = None
         self._paged_bytes = 0
@@ -82,11 +83,13 @@ class Engine:
     def bind(self, planned: Planned) -> None:
         """Make the plan runnable: arena and page file large enough, windows, generated function."""
         self._grow_arena(planned.plan.arena_bytes)
+        self._grow_region(max((kept.nbytes for kept in planned.program.packed.values()), default=0))
         slots = self._page_slots(planned)
         self._make_accumulators(planned.program)
         assert self._arena is not None
         resources = Resources(
             arena=self._arena,
+            region=self._region,
             frames=self._frames,
             pager=self._pager,
             external=self._external(planned.program),
@@ -127,6 +130,14 @@ class Engine:
         self._arena = DeviceArena(nbytes, self._device) if cuda else Arena(nbytes)
         if self._frames is not None and isinstance(self._arena, Arena):
             self._frames.adopt(self._arena)
+
+    def _grow_region(self, nbytes: int) -> None:
+        """Nothing of it is memory before a kernel touches it."""
+        if nbytes > (self._region.nbytes if self._region else 0):
+            assert self._frames is not None, "results are packed where kernels are handed frames"
+            self._unbind()
+            self._region = Region(nbytes)
+            self._frames.adopt(self._region)
 
     def _unbind(self) -> None:
         for planned in self._bound:
@@ -270,7 +281,7 @@ class Engine:
         self._close_pagefile()
         if self._arena is not None:
             self._arena.close()
-        self._arena = None
+        self._arena = self._region = None
 
 
 def _rest_names(program: Program) -> dict[int, RestName]:

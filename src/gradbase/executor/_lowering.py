@@ -14,42 +14,19 @@ Which one an operator got is part of its statistics (`gradbase catalog "SELECT o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
 from gradbase.capture import Call, Ref
-from gradbase.executor._traits import Trait
+from gradbase.executor._packing import packing, unpacking
+from gradbase.executor._traits import Trait, aligned
+from gradbase.executor._windows import Scope, Windows
 
 aten = torch.ops.aten
 Way = Literal["special", "out", "frames", "copied"]
-
-
-class Windows(Protocol):
-    """Where the tensors of one instruction are. Expressions are Python source in the scope's names."""
-
-    def read(self, value: int) -> str: ...
-    def write(self, value: int) -> str: ...
-    def frame(self, value: int) -> tuple[int, int]: ...  # address and bytes of the storage a result fills
-    def workspace(self) -> int: ...  # address of the operator's workspace
-
-
-class Scope:
-    """Names for objects that generated code refers to."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, Any] = {}
-        self._by_id: dict[int, str] = {}
-
-    def bind(self, prefix: str, thing: Any) -> str:
-        """The name of an object; the same object gets the same name."""
-        if id(thing) not in self._by_id:
-            name = f"{prefix}_{len(self.names)}"
-            self.names[name] = thing
-            self._by_id[id(thing)] = name
-        return self._by_id[id(thing)]
 
 
 @dataclass(frozen=True)
@@ -57,7 +34,8 @@ class Lowering:
     """The way an operator is run.
 
     `served` gives, for "frames", each result's index among the kernel's allocations; `places` the temporaries
-    that the allocator puts into the operator's workspace, as (index, bytes, offset).
+    that the allocator puts into the operator's workspace, as (index, bytes, offset), `overlay` those that it puts
+    into the frame of a packed argument, or behind the others where that is still needed.
     """
 
     way: Way
@@ -65,6 +43,11 @@ class Lowering:
     out_names: tuple[str, ...] = ()
     served: tuple[int | None, ...] = ()
     places: tuple[tuple[int, int, int], ...] = ()
+    overlay: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def places_bytes(self) -> int:
+        return max((aligned(offset + nbytes) for _, nbytes, offset in self.places), default=0)
 
 
 # Their out= forms compute through the unreduced result, for which they resize what they are given.
@@ -98,7 +81,8 @@ def choose(call: Call, trait: Trait | None) -> Lowering:
     if native is not None and len(native[1]) == len(call.results) and None not in call.results:
         return Lowering("out", native[0], native[1], places=places)
     if trait is not None and trait.served is not None:
-        return Lowering("frames", call.target, served=trait.served, places=places)
+        overlay = trait.packing.overlay if trait.packing else ()
+        return Lowering("frames", call.target, served=trait.served, places=places, overlay=overlay)
     return Lowering("copied", call.target, places=places)
 
 
@@ -120,7 +104,18 @@ def emit(
             if value is not None and index is not None:
                 planned.append((index, *windows.frame(value)))
     planned += [(index, windows.workspace() + offset, nbytes) for index, nbytes, offset in lowering.places]
-    return served_lines(lines, planned, scope, frames, str(call.target))
+    if lowering.overlay:
+        base = _overlay(call, lowering, windows)
+        planned += [(index, base + offset, nbytes) for index, nbytes, offset in lowering.overlay]
+    lines = served_lines(lines, planned, scope, frames, str(call.target))
+    return [*unpacking(call, windows, scope), *lines, *packing(call, windows, scope)]
+
+
+def _overlay(call: Call, lowering: Lowering, windows: Windows) -> int:
+    """The address of memory for temporaries that may take the place of a packed argument."""
+    if not windows.overlaid():
+        return windows.workspace() + lowering.places_bytes
+    return next(windows.tensor(v).data_ptr() for v in call.arguments if windows.kept(v) is not None)
 
 
 def served_lines(
@@ -290,15 +285,3 @@ _SPECIAL: dict[Any, Special] = {
     aten.native_batch_norm.default: _batch_norm,
 }
 
-
-def arguments_of(call: Call) -> Sequence[Ref]:
-    """All tensor arguments, in order."""
-    return list(_walk((call.args, tuple(call.kwargs.values()))))
-
-
-def _walk(argument: Any) -> Any:
-    if isinstance(argument, Ref):
-        yield argument
-    elif isinstance(argument, (tuple, list)):
-        for part in argument:
-            yield from _walk(part)

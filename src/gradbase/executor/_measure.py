@@ -11,35 +11,29 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import optim
 from torch.profiler import ProfilerActivity, profile
 
-from gradbase.buffer import AllocationLog, Arena, DeviceArena, Frames, FrameSource
-from gradbase.capture import Call, PartialStep, Program, Ref, Update
+from gradbase.buffer import AllocationLog, Frames
+from gradbase.capture import Call, PartialStep, Program, Update
 from gradbase.catalog import OperatorStatistics
-from gradbase.executor._lowering import Lowering, Scope, arguments_of, choose, emit, served_lines
+from gradbase.common.malloc import release_freed_memory
+from gradbase.executor._bench import ALIGNMENT_BYTES, Bench, materialized, random_state_kept, widest_bytes
+from gradbase.executor._lowering import Lowering, choose, emit, served_lines
 from gradbase.executor._peak import reset_resident_peak, resident_bytes
+from gradbase.executor._touched import RegionProbe
 from gradbase.executor._traits import Trait, Workspace, apply_trait, layout_of, pack_workspace, served_indices
-from gradbase.ir.logical import Operator, Tensor
+from gradbase.executor._windows import Scope
+from gradbase.ir.logical import Operator
 
-_ALIGNMENT_BYTES = 4096
 _LEAST_RUNS, _MOST_RUNS = 3, 15
 _ENOUGH_US = 40_000.0
-_POOL_ELEMENTS = 1 << 16
 # The kernel counts pages per processor and adds them up now and then: less than this is noise.
 _SEEN_IN_RESIDENT_SET_BYTES = 1 << 20
-
-
-@contextlib.contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Measuring leaves the generators as it found them."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 class Analyzer:
@@ -58,7 +52,8 @@ class Analyzer:
         self._parameters = parameters
         self._frames = frames
         self._device = device
-        self._bench = _Bench(_widest_bytes(program), frames, device)
+        self._bench = Bench(widest_bytes(program), frames, device)
+        self._probe = None if frames is None else RegionProbe(program, self._bench, frames)
 
     def measure(self, operator: Operator) -> OperatorStatistics:
         """Run and time one operator of the program. Allocates its arguments and results, no more."""
@@ -80,6 +75,15 @@ class Analyzer:
         with random_state_kept(self._device), torch.enable_grad():
             self._bench.lay_out(self._program, call, trait.workspace_bytes)
             self._compiled(call, choose(call, trait))()
+
+    def packs_alike(self, operator: Operator, trait: Trait) -> bool:
+        """Whether a kernel still touches no more of the region than when it was measured."""
+        call = self._program.calls.get(operator.id)
+        if call is None or self._probe is None or trait.packing is None:
+            return True
+        with random_state_kept(self._device), torch.enable_grad():
+            self._bench.lay_out(self._program, call)
+            return self._probe.still_touches(call, trait)
 
     def _measure_call(self, operator: Operator, call: Call) -> OperatorStatistics:
         self._bench.lay_out(self._program, call)
@@ -124,8 +128,8 @@ class Analyzer:
 
     def _discover_functional(self, call: Call) -> tuple[Trait, int]:
         windows = self._bench.windows(self._program, Scope())
-        args = _materialized(call.args, windows)
-        kwargs = {k: _materialized(v, windows) for k, v in call.kwargs.items()}
+        args = materialized(call.args, windows)
+        kwargs = {k: materialized(v, windows) for k, v in call.kwargs.items()}
         results, log = self._recorded(lambda: call.target(*args, **kwargs))
         several = isinstance(results, (tuple, list))
         tensors = [r if isinstance(r, torch.Tensor) else None for r in (results if several else [results])]
@@ -133,7 +137,12 @@ class Analyzer:
         served = served_indices(self._program, call.results, tensors, log) if self._frames else None
         workspace = pack_workspace(log.allocations) if self._frames else Workspace()
         copied_bytes = 0 if served is not None else sum(_nbytes(t) for t in tensors)
-        return Trait(served, layouts, workspace, native=False), self._scratch_bytes(log, workspace) + copied_bytes
+        trait = Trait(served, layouts, workspace, native=False)
+        scratch_bytes = self._scratch_bytes(log, workspace) + copied_bytes
+        del results, tensors
+        if served is None or self._probe is None:
+            return trait, scratch_bytes
+        return self._probe.packed(call, trait, log), scratch_bytes
 
     def _scratch_bytes(self, log: AllocationLog, workspace: Workspace) -> int:
         return _unplanned_bytes(log, workspace) if self._frames else log.peak_extra_bytes
@@ -143,6 +152,7 @@ class Analyzer:
         if self._device.type == "cuda":
             return 0
         run()
+        release_freed_memory()  # what earlier runs left in the heap would serve this one unseen
         held_bytes = resident_bytes("VmRSS")
         reset_resident_peak()
         run()
@@ -187,16 +197,16 @@ class Analyzer:
     def _update(self, update: Update) -> PartialStep:
         """The optimizer's own step on stand-ins of the same shapes, so that no parameter changes."""
         stand_ins = [self._parameters[name] for name in update.names]
-        self._bench.reserve(2 * sum(p.numel() * p.element_size() + _ALIGNMENT_BYTES for p in stand_ins))
+        self._bench.reserve(2 * sum(p.numel() * p.element_size() + ALIGNMENT_BYTES for p in stand_ins))
         trial, copies = _trial(self._optimizer, stand_ins, self._bench)
         return PartialStep(trial, copies)
 
     def _touch(self, operator: Operator) -> Callable[[], None]:
         """Clip and accumulate: as much memory traffic as they make (two reads and a write)."""
         nbytes = sum(self._program.plan.storages[s].nbytes for s in operator.mutates)
-        self._bench.reserve(2 * nbytes + 2 * _ALIGNMENT_BYTES)
+        self._bench.reserve(2 * nbytes + 2 * ALIGNMENT_BYTES)
         left = self._bench.floats(0, nbytes // 4)
-        right = self._bench.floats(nbytes + _ALIGNMENT_BYTES - nbytes % _ALIGNMENT_BYTES, nbytes // 4)
+        right = self._bench.floats(nbytes + ALIGNMENT_BYTES - nbytes % ALIGNMENT_BYTES, nbytes // 4)
 
         def run() -> None:
             left.add_(right)
@@ -205,7 +215,7 @@ class Analyzer:
 
 
 def _trial(
-    optimizer: optim.Optimizer, parameters: Sequence[torch.Tensor], bench: _Bench
+    optimizer: optim.Optimizer, parameters: Sequence[torch.Tensor], bench: Bench
 ) -> tuple[Any, list[torch.Tensor]]:
     by_id: dict[int, torch.Tensor] = {}
     position = 0
@@ -214,7 +224,7 @@ def _trial(
         pair = []
         for _ in range(2):
             pair.append(bench.window(position, parameter))
-            position += -(-nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+            position += -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         by_id[id(parameter)] = torch.nn.Parameter(pair[0])
         by_id[id(parameter)].grad = pair[1]
     trial = copy.copy(optimizer)
@@ -225,112 +235,6 @@ def _trial(
     return trial, list(by_id.values())
 
 
-class _Bench:
-    """One arena for all measurements: its pages are touched once, as in the step."""
-
-    def __init__(self, nbytes: int, frames: Frames | None, device: torch.device) -> None:
-        self._frames = frames
-        self._device = device
-        with random_state_kept(device):
-            self._pool = torch.rand(_POOL_ELEMENTS, device=device)
-        self._arena: FrameSource | None = None
-        self._spare: FrameSource | None = None
-        self._offsets: dict[int, int] = {}
-        self._workspace = 0
-        self.reserve(nbytes)
-
-    def reserve(self, nbytes: int) -> None:
-        if self._arena is None or self._arena.nbytes < nbytes:
-            self._arena = self._new_arena(nbytes)
-            self._fill(0, nbytes)
-
-    def _new_arena(self, nbytes: int) -> FrameSource:
-        if self._device.type == "cuda":
-            return DeviceArena(nbytes, self._device)
-        arena = Arena(nbytes)
-        if self._frames is not None:
-            self._frames.adopt(arena)
-        return arena
-
-    def _fill(self, offset: int, nbytes: int) -> None:
-        """Plain numbers between 0 and 1: no NaN, no denormals, valid as probabilities and variances."""
-        whole = self.floats(offset, nbytes // 4)
-        for start in range(0, whole.numel(), _POOL_ELEMENTS):
-            part = whole[start : start + _POOL_ELEMENTS]
-            part.copy_(self._pool[: part.numel()])
-
-    def floats(self, offset: int, count: int) -> torch.Tensor:
-        assert self._arena is not None
-        return self._arena.tensor(offset, "float32", (count,), (1,))
-
-    def window(self, offset: int, like: torch.Tensor) -> torch.Tensor:
-        assert self._arena is not None
-        return self._arena.tensor(offset, like.dtype, like.shape, like.stride())
-
-    def lay_out(self, program: Program, call: Call, workspace_bytes: int = 0) -> None:
-        """A place for every storage of a call; arguments filled, integers with zeros (a valid index)."""
-        arguments = [ref.value for ref in arguments_of(call)]
-        self._offsets = {}
-        position = 0
-        for value in (*arguments, *(v for v in call.results if v is not None)):
-            storage = program.values[value].storage
-            if storage not in self._offsets:
-                self._offsets[storage] = position
-                nbytes = program.plan.storages[storage].nbytes
-                position += -(-nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES + _ALIGNMENT_BYTES
-        self._workspace = position
-        self.reserve(position + workspace_bytes)
-        for value in arguments:
-            self._prepare(program.values[value], program.plan.storages[program.values[value].storage].nbytes)
-
-    def _prepare(self, tensor: Tensor, nbytes: int) -> None:
-        assert self._arena is not None
-        offset = self._offsets[tensor.storage]
-        dtype: torch.dtype = getattr(torch, tensor.dtype)
-        if not dtype.is_floating_point:
-            self._arena.tensor(offset, "uint8", (nbytes,), (1,)).zero_()
-        elif dtype == torch.float32:
-            self._fill(offset, nbytes)
-        else:
-            count = nbytes // dtype.itemsize
-            self._arena.tensor(offset, dtype, (count,), (1,)).fill_(0.5)
-
-    def windows(self, program: Program, scope: Scope) -> _BenchWindows:
-        assert self._arena is not None
-        return _BenchWindows(self._arena, self._offsets, self._arena.address + self._workspace, program, scope)
-
-    def spare(self, nbytes: int) -> int:
-        """The address of so many bytes that no window of this bench overlaps."""
-        self._spare = self._new_arena(nbytes)
-        return self._spare.address
-
-
-class _BenchWindows:
-    def __init__(self, arena: Arena, offsets: dict[int, int], workspace: int, program: Program, scope: Scope) -> None:
-        self._arena = arena
-        self._offsets = offsets
-        self._workspace = workspace
-        self._program = program
-        self._scope = scope
-
-    def tensor(self, value: int) -> torch.Tensor:
-        spec = self._program.values[value]
-        offset = self._offsets[spec.storage] + spec.offset * getattr(torch, spec.dtype).itemsize
-        return self._arena.tensor(offset, spec.dtype, spec.shape, spec.strides)
-
-    def read(self, value: int) -> str:
-        return self._scope.bind("t", self.tensor(value))
-
-    write = read
-
-    def frame(self, value: int) -> tuple[int, int]:
-        spec = self._program.values[value]
-        return self._arena.address + self._offsets[spec.storage], self._program.plan.storages[spec.storage].nbytes
-
-    def workspace(self) -> int:
-        return self._workspace
-
-
 def _created(step: PartialStep, log: AllocationLog) -> tuple[tuple[str, int], ...]:
     """Which allocations of its first run are the state of an update of one parameter, as (key, index)."""
     if len(step.state) != 1:
@@ -338,26 +242,6 @@ def _created(step: PartialStep, log: AllocationLog) -> tuple[tuple[str, int], ..
     (state,) = step.state.values()
     found = [(key, log.index_of(t.data_ptr())) for key, t in state.items() if isinstance(t, torch.Tensor)]
     return tuple((key, index) for key, index in found if index is not None)
-
-
-def _materialized(argument: Any, windows: _BenchWindows) -> Any:
-    if isinstance(argument, Ref):
-        return windows.tensor(argument.value)
-    if isinstance(argument, (tuple, list)):
-        return [_materialized(a, windows) for a in argument]
-    return argument
-
-
-def _widest_bytes(program: Program) -> int:
-    """What the widest operator needs, so that the measuring arena is allocated once."""
-    storages = program.plan.storages
-    return max(
-        (
-            sum(storages[s].nbytes + 2 * _ALIGNMENT_BYTES for s in {*op.reads, *op.writes})
-            for op in program.plan.operators
-        ),
-        default=0,
-    )
 
 
 def _nbytes(tensor: torch.Tensor | None) -> int:

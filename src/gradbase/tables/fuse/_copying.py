@@ -175,13 +175,14 @@ def _among(wanted: Ints, values: Ints) -> Bools:
 
 def _chance(model: Model, fitted: Fit) -> Floats:
     """(claims,) how likely each source was to say by itself what it says."""
-    problem = model.problem
-    truth = fitted.probability[problem.candidate]
-    exact, other = fitted.profile[problem.source, EXACT], fitted.profile[problem.source, OTHER]
-    claimers = problem.per_candidate()[problem.candidate]
-    popular = np.maximum(claimers - 2, 0) / problem.per_item()[problem.item]
-    choice = np.maximum(np.exp(-model.log_domain[problem.item]), popular)
-    return np.clip(truth * exact + (1 - truth) * (1 - exact) * choice + other * 1e-6, 1e-6, 1 - 1e-6)
+    problem, item = model.problem, model.problem.candidate_item
+    popular = np.maximum(problem.per_candidate() - 2, 0) / problem.per_item()[item]
+    choice = np.maximum(np.exp(-model.log_domain[item]), popular)  # (candidates,)
+    exact, other = fitted.profile[:, EXACT], fitted.profile[:, OTHER]  # (sources,)
+    chance = fitted.probability[problem.candidate] * exact[problem.source]
+    chance += ((1 - fitted.probability) * choice)[problem.candidate] * (1 - exact)[problem.source]
+    chance += (other * 1e-6)[problem.source]
+    return np.clip(chance, 1e-6, 1 - 1e-6, out=chance)
 
 
 def _same_values(model: Model, claims: Ints) -> tuple[Claimed, Claimed]:

@@ -11,7 +11,7 @@ from gradbase.common.units import format_bytes
 _CGROUP = Path("/sys/fs/cgroup")
 _BASE_BYTES = 400 * 2**20  # torch, DuckDB and what DuckDB holds before it spills
 LABEL_BYTES = 100  # measured: of reading and inference together, a label in `crowd`
-CLAIM_BYTES = 1400  # and a claim in `fuse`, whose values are objects
+CLAIM_BYTES = 1400  # and a claim in `fuse`, with every output, where all values differ
 
 
 def needed_bytes(rows: int, row_bytes: int = LABEL_BYTES) -> int:

@@ -44,10 +44,7 @@ class Codecs:
         chosen = self._of_tensors(layout, rule)
         for index, spec in enumerate(layout.tensors):
             if spec.name in rule.directed:
-                settings = rule.settings(spec.name)
-                assert settings is not None
-                direction = Direction(settings["betas"], settings["eps"], lanes, together)
-                chosen[index] = replace(chosen[index], direction=direction)
+                chosen[index] = replace(chosen[index], direction=_direction(rule, spec.name, lanes, together))
         return {page.number: chosen[page.tensor] for page in layout.pages if chosen[page.tensor].lossy}
 
     def directing(self, layout: Layout, rule: UpdateRule) -> UpdateRule:
@@ -67,6 +64,18 @@ class Codecs:
             if fnmatchcase(spec.name, pattern):
                 return codec
         return self.everywhere if spec.numel >= _NUMEL_MIN and len(spec.shape) > 1 else Codec()
+
+
+def _direction(rule: UpdateRule, tensor: str, lanes: int, together: bool) -> Direction:
+    settings = rule.settings(tensor)
+    assert settings is not None
+    return Direction(settings["betas"], settings["eps"], lanes, together)
+
+
+def any_direction(layout: Layout, rule: UpdateRule, lanes: int = 2) -> Direction | None:
+    """That of the first tensor whose optimizer is an Adam that allows it, to be timed: it takes as long for all."""
+    names = (spec.name for spec in layout.tensors if rule.can_direct(spec.name))
+    return next((_direction(rule, name, lanes, together=True) for name in names), None)
 
 
 def parse_codecs(text: str) -> Codecs:

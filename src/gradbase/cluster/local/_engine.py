@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from gradbase.cluster.channel import Channel
-from gradbase.cluster.codecs import parse_codecs
+from gradbase.cluster.codecs import any_direction, parse_codecs
 from gradbase.cluster.forks import ForkServer
 from gradbase.cluster.job import STEPS_UNKNOWN, CodecChoice, Outcome, Request, Traffic
 from gradbase.cluster.local._choice import StoreChoice, measured_choice
@@ -226,7 +226,7 @@ class LocalEngine:
             if link is None:
                 self._chosen = "none"
                 return self._chosen
-            found = choose(layout.slab_nbytes, link, measure_speeds())
+            found = choose(layout.slab_nbytes, link, measure_speeds(direction=any_direction(layout, rule)))
             choice = CodecChoice(str(found.codec), found.reason)
         self._chosen = choice.codec
         directed = len(parse_codecs(choice.codec).directing(layout, rule).directed)

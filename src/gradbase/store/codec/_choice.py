@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from gradbase.common.units import format_bytes, format_us
-from gradbase.store.codec._codec import Codec, decode, encode
+from gradbase.store.codec._codec import Codec, Compressor, decode
+from gradbase.store.codec._direction import Direction
 
 # From the most faithful to the least.
 CANDIDATES = (Codec("none"), Codec("bf16"), Codec("int8"), Codec("topk"), Codec("onebit"))
@@ -63,21 +64,29 @@ def choose(
     return Choice(chosen, _reason(chosen, nbytes, link_bytes_per_s, times), times)
 
 
-def measure_speeds(candidates: Sequence[Codec] = CANDIDATES) -> dict[str, CodecSpeed]:
-    """Measure the codecs here, with error feedback, on pages of normal numbers; takes about half a second."""
+def measure_speeds(
+    candidates: Sequence[Codec] = CANDIDATES, direction: Direction | None = None
+) -> dict[str, CodecSpeed]:
+    """Measure the codecs here, with error feedback, on pages of normal numbers; takes about half a second.
+
+    direction: how lanes find Adam's directions for the codecs that want them, which is their work too.
+    """
     generator = torch.Generator().manual_seed(0)
     pages = [torch.randn(_PAGE_NUMEL, generator=generator) for _ in range(_PAGES)]
-    return {str(codec): _measure(codec, pages) for codec in candidates}
+    return {
+        str(codec): _measure(replace(codec, direction=direction) if codec.directs else codec, pages)
+        for codec in candidates
+    }
 
 
 def _measure(codec: Codec, pages: Sequence[torch.Tensor]) -> CodecSpeed:
-    residuals = [torch.zeros_like(page) for page in pages]
+    compressor = Compressor(dict.fromkeys(range(len(pages)), codec))
     outs = [torch.empty_like(page) for page in pages]
     nbytes = sum(page.numel() * 4 for page in pages)
     encoding, decoding, sent = [], [], 0
     for _ in range(_REPEATS):
         start = time.process_time()
-        messages = [encode(codec, page, residual) for page, residual in zip(pages, residuals, strict=True)]
+        messages = [compressor.encode(number, page) for number, page in enumerate(pages)]
         middle = time.process_time()
         for message, out in zip(messages, outs, strict=True):
             decode(message, out.numel(), out=out)

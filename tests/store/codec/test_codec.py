@@ -300,5 +300,5 @@ def test_the_reason_has_the_numbers():
 @pytest.mark.parametrize("direction", [None, Direction((0.9, 0.999), 1e-8, lanes=2)])
 def test_speeds_are_measured(direction):
     speeds = measure_speeds((Codec("none"), Codec("topk")), direction)
-    assert speeds["topk:0.01"].ratio == pytest.approx(0.0077, rel=0.02)
+    assert speeds["topk:0.01"].ratio == pytest.approx(0.0077, rel=0.1)
     assert all(s.encode_bytes_per_s > 1e6 and s.decode_bytes_per_s > 1e6 for s in speeds.values())

@@ -136,7 +136,7 @@ def process_bytes(eager_peak_bytes: int, operators: int) -> int:
     1 to 4 MiB where measured, growing with the plan; never more than a 64th of the step, since tiny steps are
     planned for their own sake.
     """
-    return min((1 << 20) + operators * 8192, eager_peak_bytes // 64)
+    return min((5 << 18) + operators * 8192, eager_peak_bytes // 64)
 
 
 def tier_of(directory: Path, catalog: Catalog, progress: Progress) -> Tier:

@@ -26,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from mmap import mmap
 from multiprocessing.connection import Connection as Pipe
@@ -70,7 +71,7 @@ class Server:
             self.updater.apply(page.number, [self.gradient[page.start : page.start + page.numel]])
 
 
-class Transport:
+class Transport(ABC):
     """One way to push and pull. `round` takes the gradient to the server and brings the values back into `values`."""
 
     def __init__(self, nbytes: int) -> None:
@@ -82,8 +83,9 @@ class Transport:
         self.child = _spawn.Process(target=target, args=(self.nbytes, *arguments), daemon=True)
         self.child.start()
 
+    @abstractmethod
     def round(self) -> None:
-        raise NotImplementedError
+        """Push the gradient, have it applied, and pull the values."""
 
     def close(self) -> None:
         self.child.terminate()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import median, quantiles
 from typing import Any
 
@@ -19,7 +20,10 @@ _PAGE_BYTES = 16 << 20
 _PAGES = 4
 _ROUNDS_MIN = 3
 _LATENCY_PROBES = 50
-_MATRIX = 256  # a fraction of a millisecond, so that many fit beside one transfer
+# A kernel of each kind takes a fraction of a millisecond, so that many fit beside one transfer.
+_MATRIX = 256
+_STREAM = 32  # stretches of a vector too long for caches
+_STRETCH = 1 << 17  # elements
 # A core that has just waited computes slowly for some tens of milliseconds: first warm, then as long as transfers take.
 _WARM_S = 0.02
 _ALONE_S = 0.05
@@ -31,10 +35,11 @@ _TAX_MAX = 0.95
 def measure_tier(directory: str | os.PathLike[str], *, seconds: float = 2.5) -> Tier:
     """Write and read a 64 MiB page file in `directory` for about `seconds`, through a `Pager`, as a step does.
 
-    Transfers are timed while matrix products run beside them, for that is when a step's transfers run: a disk and its
-    host serve a machine that waits for them faster than one that computes. A rate is the lower quartile of at least
-    three rounds, as a plan that counted on more waits, and one that counted on less loses little. The tax compares
-    all products beside transfers with all products alone, in turn, so that other load meets both alike.
+    Transfers are timed while kernels run beside them, for that is when a step's transfers run: a disk and its host
+    serve a machine that waits for them faster than one that computes, and faster one that computes in its caches than
+    one that passes over its memory. A rate is the lower quartile of at least three rounds, as a plan that counted on
+    more waits, and one that counted on less loses little. The tax compares all kernels beside transfers with all
+    kernels alone, in turn, so that other load meets both alike.
     Raises PageError.
     """
     with PageFile(directory, _PAGES * _PAGE_BYTES) as pagefile, Pager(pagefile) as pager:
@@ -49,9 +54,9 @@ def measure_tier(directory: str | os.PathLike[str], *, seconds: float = 2.5) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Pace:
-    """Matrix products in a stretch of time."""
+    """Kernels run in a stretch of time."""
 
-    products: int
+    kernels: int
     seconds: float
 
 
@@ -72,7 +77,7 @@ class _Bench:
         self._sources = [arena.memory(page * _PAGE_BYTES, _PAGE_BYTES) for page in range(_PAGES)]
         self._targets = [arena.memory((_PAGES + page) * _PAGE_BYTES, _PAGE_BYTES) for page in range(_PAGES)]
         self._tiny = arena.memory(0, ALIGNMENT_BYTES)
-        self._compute = _product()
+        self._compute = _kernels()
 
     def warm(self) -> None:
         """The first writes also turn reserved blocks of the file into written ones."""
@@ -115,7 +120,7 @@ class _Bench:
         return pace
 
     def _pace(self, goes_on: Callable[[], bool]) -> _Pace:
-        """Matrix products while `goes_on`."""
+        """Kernels while `goes_on`."""
         began = time.perf_counter()
         count = 0
         while goes_on():
@@ -132,13 +137,24 @@ class _Bench:
             self._pager.start_in(page, self._targets[page], page * _PAGE_BYTES)
 
 
-def _product() -> Callable[[], Any]:
-    """A matrix product into memory that is there, with torch and its threads, as the step's kernels run."""
+def _kernels() -> Callable[[], Any]:
+    """One matrix product, and one addition that passes over main memory, with torch and its threads.
+
+    The kernels of a step are of both kinds. Results go into memory that is there.
+    """
     import torch
 
     left, right = torch.rand(_MATRIX, _MATRIX), torch.rand(_MATRIX, _MATRIX)
-    result = torch.empty(_MATRIX, _MATRIX)
-    return lambda: torch.mm(left, right, out=result)
+    product = torch.empty(_MATRIX, _MATRIX)
+    vectors = [torch.ones(_STREAM, _STRETCH) for _ in range(3)]
+    stretches = cycle(list(zip(*vectors, strict=True)))
+
+    def run() -> None:
+        torch.mm(left, right, out=product)
+        first, second, total = next(stretches)
+        torch.add(first, second, out=total)
+
+    return run
 
 
 def _repeat(run: Callable[[], _Round], seconds: float) -> list[_Round]:
@@ -183,5 +199,5 @@ def _tax(rounds: list[_Round]) -> float:
 
 
 def _together(paces: list[_Pace]) -> float:
-    """Products per second of all stretches together."""
-    return sum(pace.products for pace in paces) / sum(pace.seconds for pace in paces)
+    """Kernels per second of all stretches together."""
+    return sum(pace.kernels for pace in paces) / sum(pace.seconds for pace in paces)

@@ -12,11 +12,24 @@ from gradbase.buffer import Arena, DeviceArena
 from gradbase.common.errors import PageError
 
 MIB = 1 << 20
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def resident_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) * 1024
+
+
+def flags_of_mapping(address: int) -> list[str]:
+    """The kernel's flags of the mapping that starts at or before an address (proc_pid_smaps(5), VmFlags)."""
+    found: list[str] = []
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(span[1], 16) <= address < int(span[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            found = line.split()[1:]
+    return found
 
 
 def test_windows_share_the_arena_and_copy_nothing():
@@ -84,6 +97,14 @@ def test_prefault_makes_the_memory_resident_and_close_returns_it():
     gc.collect()
     assert resident_bytes() - before < 8 * MIB
     assert arena.closed and not lazy.closed
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="the kernel has no huge pages")
+def test_huge_pages_are_asked_for_and_keep_the_size():
+    before = resident_bytes()
+    arena = Arena(33 * MIB + 12345)
+    assert resident_bytes() - before < 35 * MIB
+    assert "hg" in flags_of_mapping(arena.address)
 
 
 def test_prefault_without_the_system_call(monkeypatch):

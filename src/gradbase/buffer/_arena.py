@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from gradbase.common.errors import PageError
@@ -47,8 +48,9 @@ class FrameSource(Protocol):
 class Arena:
     """`nbytes` bytes of page-aligned anonymous memory on the CPU.
 
-    `prefault` touches every page now; without it the first step pays. `huge_pages` asks for 2 MiB pages, which
-    rounds the resident size up and may wait for the kernel to compact memory.
+    `prefault` touches every page now; without it the first step pays. Where the kernel can it uses pages of 2 MiB:
+    direct I/O looks up and holds every page of a transfer, beside the kernels that compute. The resident size stays
+    `nbytes`, as huge pages do not reach over a mapping's ends.
 
     Every tensor, storage and memoryview handed out keeps the mapping alive, so `close` is safe at any time:
     the memory goes back to the system when the last of them is gone.
@@ -59,12 +61,12 @@ class Arena:
     Raises PageError when the system does not give the memory.
     """
 
-    def __init__(self, nbytes: int, *, prefault: bool = True, huge_pages: bool = False) -> None:
+    def __init__(self, nbytes: int, *, prefault: bool = True) -> None:
         assert nbytes >= 0
         self.nbytes = nbytes
         self._map: mmap.mmap | None = _map(max(nbytes, 1))
-        if huge_pages and _MADV_HUGEPAGE is not None:
-            self._map.madvise(_MADV_HUGEPAGE)
+        if _MADV_HUGEPAGE is not None:
+            _ask_for_huge_pages(self._map)
         if _MADV_DONTFORK is not None:
             self._map.madvise(_MADV_DONTFORK)
         if prefault:
@@ -183,6 +185,11 @@ def _map(nbytes: int) -> mmap.mmap:
         return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise _no_memory(nbytes, error) from error
+
+
+def _ask_for_huge_pages(mapping: mmap.mmap) -> None:
+    with suppress(OSError):  # a kernel without them
+        mapping.madvise(_MADV_HUGEPAGE)
 
 
 def _prefault(mapping: mmap.mmap, nbytes: int) -> None:

@@ -2,7 +2,7 @@
 
 Whatever a plan does, every operator runs once, and while the one at position p runs for the first time, its arguments
 and results are resident and so is every storage whose gap covers p, unless that gap was given up. Giving up a gap
-costs at least the tax of reading it back (and a share of writing it), or a share of its producer's time. It is read
+costs at least the tax of reading it back (and a share of writing it), or its part of its producer's time. It is read
 back within its gap, and written since it was made: where a channel is too slow for that, the step gets longer.
 In-place operators get every credit they could have. Dropping the rest of what a plan must obey (the order of
 transfers, arguments of recomputations, packing, integrality) only makes the bound smaller, so it stays one.
@@ -72,10 +72,19 @@ def _items(problem: Problem, gap: Gap) -> list[Item]:
         moves = transfers(problem, gap, problem.uses[gap.storage][0], out_us)
         items.append(Item(covered, gap.nbytes, cost, gap.id, moves))
     if problem.may_recompute(gap.storage, gap.before):
-        operator = problem.producer[gap.storage]
-        share = problem.time_us[operator] / len(problem.writes[operator])
-        items.append(Item(covered, gap.nbytes, share, gap.id))
+        items.append(Item(covered, gap.nbytes, _share_us(problem, gap.storage), gap.id))
     return items
+
+
+def _share_us(problem: Problem, storage: int) -> float:
+    """A storage's part in a run of its producer, which may bring back all that it writes: by their bytes.
+
+    Any parts that sum to the whole run give a bound; with these it does not pay to bring back a large result, and to
+    charge a small one for it.
+    """
+    operator = problem.producer[storage]
+    written = sum(problem.nbytes[other] for other in problem.writes[operator])
+    return problem.time_us[operator] * problem.nbytes[storage] / written if written else 0.0
 
 
 def transfers(problem: Problem, gap: Gap, written_after: int, out_us: float) -> tuple[Transfer, ...]:

@@ -16,7 +16,7 @@ from gradbase.cluster.local._slab import Slab
 from gradbase.store.layout import lay_out, specs_of_model
 from gradbase.store.update import rule_of
 
-LANES, SHARDS, PAGE_BYTES = 3, 2, 256
+LANES, SHARDS, PAGE_BYTES, BLOCK_NUMEL = 3, 2, 256, 32
 
 
 class Killed(BaseException):
@@ -43,7 +43,7 @@ class Store:
         self.optimizer = OPTIMIZERS[optimizer](self.plain)
         rule = rule_of(self.optimizer, self.plain)
         layout = lay_out(specs_of_model(self.plain), SHARDS, page_bytes=PAGE_BYTES)
-        self.where = Map(layout, rule, LANES)
+        self.where = Map(layout, rule, LANES, block_numel=BLOCK_NUMEL)
         self.slab = Slab.create(self.where.nbytes)
         self.pages = SharedPages(self.slab, self.where)
         self.pages.updater.initialize()
@@ -97,7 +97,7 @@ def test_frozen_pages_are_neither_changed_nor_copied() -> None:
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(sorted(OPTIMIZERS)), st.lists(st.integers(1, 25), max_size=6), st.booleans())
+@given(st.sampled_from(sorted(OPTIMIZERS)), st.lists(st.integers(1, 35), max_size=6), st.booleans())
 def test_a_process_that_dies_between_any_two_moves_is_taken_over(
     optimizer: str, deaths: list[int], scribble: bool
 ) -> None:
@@ -126,11 +126,20 @@ def test_a_process_that_dies_between_any_two_moves_is_taken_over(
 
 
 def _tear(store: Store, shard: int) -> None:
-    """Leave the page that was being changed half written."""
+    """Leave the block that was being changed half written."""
     record = store.slab.words(64 * (1 + shard), 8)
     if record[2] == record[1] + 1:
-        page = store.where.layout.of_shard(shard)[record[1]]
-        store.pages.page(store.where.values, page)[::2] = float("nan") if page.numel > 1 else 7
+        value = _blocks(store, shard)[record[1]]
+        value[::2] = float("nan") if value.numel() > 1 else 7
+
+
+def _blocks(store: Store, shard: int) -> list[torch.Tensor]:
+    """What an update of the shard changes, in its order: every page of a parameter in blocks, one of a buffer whole."""
+    blocks: list[torch.Tensor] = []
+    for page in store.where.layout.of_shard(shard):
+        is_buffer = store.where.layout.tensors[page.tensor].kind == "buffer"
+        blocks += store.pages.page(store.where.values, page).split(page.numel if is_buffer else BLOCK_NUMEL)
+    return blocks
 
 
 def test_models_of_two_processes_are_the_same_memory() -> None:

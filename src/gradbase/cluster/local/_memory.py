@@ -1,18 +1,19 @@
 """What lies where in the slab, and the update in place that survives `kill -9`.
 
-    header      64 bytes that name the slab, then as many for every shard: operation, pages done, page saved + 1,
-                updates of that page before it was saved
+    header      64 bytes that name the slab, then as many for every shard: operation, blocks done, block saved + 1,
+                updates of its page before it was saved
     values, state, steps    what an `Updater` works on; the models of all processes are views of the values (bsp)
     pushes      as much room as the values for every lane: its gradients, and the buffers (batch norm) as it left them
-    undo        a frame for every shard, as large as its largest page with its state
+    undo        a frame for every shard, as large as the largest block with its state
     residuals   for every lane, what codecs had left out of its gradients when the last checkpoint was taken, and the
                 moments by which it finds directions (bsp)
 
-A trained page is updated in three moves: it is copied to the shard's frame, its number is written, it is changed in
-place. A page of a buffer is overwritten, as often as need be; one that is frozen is not touched. Who takes over from a
-dead process finds in the record how many pages are done, and puts the frame back if the next one was saved: whether
-that page was changed, half changed or not touched, it is then as it was. What the lanes pushed stays until the step is
-over, so the update can be repeated, and gives the same bits.
+A trained page is updated in blocks, and a block in three moves: it is copied to the shard's frame, its number is
+written, it is changed in place. The frame is small, and what was just copied is near: that costs less than copies of
+whole pages. A page of a buffer is one block, overwritten as often as need be; one that is frozen is not touched. Who
+takes over from a dead process finds in the record how many blocks are done, and puts the frame back if the next one was
+saved: whether that block was changed, half changed or not touched, it is then as it was. What the lanes pushed stays
+until the step is over, so the update can be repeated, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from torch import nn
 
 from gradbase.cluster.codecs import Feedback
 from gradbase.cluster.local._slab import Slab
-from gradbase.cluster.local._views import PlannedPage, PlannedUpdater
+from gradbase.cluster.local._views import PlannedBlock, PlannedUpdater, planned_blocks
 from gradbase.store.codec import Codec, carried_numel
-from gradbase.store.layout import Layout, Page
+from gradbase.store.layout import ITEM_BYTES, Layout, Page
 from gradbase.store.recovery import replay_update
-from gradbase.store.update import UpdateRule, memory_plan
+from gradbase.store.update import BLOCK_NUMEL, UpdateRule, memory_plan
 
 _RECORD_BYTES = 64
 _BLOCK_BYTES = 4096
@@ -40,6 +41,7 @@ class Map:
     """Byte offsets of the slab's parts: a function of the layout, the update rule, the number of lanes, and `codecs`.
 
     codecs: by page, of gradients that do not go as they are. residuals: whether there is room for what they leave out.
+    block_numel: how much of a page is updated at once, at most BLOCK_NUMEL.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class Map:
         codecs: Mapping[int, Codec] | None = None,
         *,
         residuals: bool = False,
+        block_numel: int = BLOCK_NUMEL,
     ) -> None:
-        self.layout, self.rule, self.lanes = layout, rule, lanes
+        self.layout, self.rule, self.lanes, self.block_numel = layout, rule, lanes, block_numel
         self.codecs = dict(codecs or {})
         self.residual_pages = sorted(self.codecs) if residuals else []
         self.parts: dict[str, tuple[int, int]] = {}
@@ -73,9 +76,11 @@ class Map:
 
     @cached_property
     def frame_nbytes(self) -> int:
-        """A page, and as much again for every kind of state (rounded up: state of rows has an item for a row)."""
+        """A block, and as much again for every kind of state."""
         kinds = 1 + len(self.rule.all_state_keys)
-        return _up(kinds * max((_up(page.nbytes) for page in self.layout.pages), default=0))
+        items = [ITEM_BYTES[spec.dtype] for spec in self.layout.tensors]
+        blocks = (items[page.tensor] * min(page.numel, self.block_numel) for page in self.layout.pages)
+        return kinds * _up(max(blocks, default=0))
 
     def residual(self, lane: int, number: int) -> int:
         """Where what a lane keeps of a page is, float32; of `residual_pages` only."""
@@ -112,7 +117,7 @@ class SharedPages:
         memory = {key: slab.tensor(offset, torch.uint8, nbytes) for key, (offset, nbytes) in where.parts.items()}
         self.updater = PlannedUpdater(where.layout, where.rule, memory)
         self._pages: dict[int, torch.Tensor] = {}
-        self._changing: dict[int, list[PlannedPage]] = {}
+        self._changing: dict[int, list[PlannedBlock]] = {}
 
     def tensor(self, base: int, name: str) -> torch.Tensor:
         """A whole tensor of the layout, in the model's shape and strides, in the part that starts at `base`."""
@@ -138,21 +143,31 @@ class SharedPages:
         if record[_OPERATION] != operation:
             record[_DONE] = record[_SAVED] = 0
             record[_OPERATION] = operation
-        pages = self._changing_of(shard)
+        blocks = self._changing_of(shard)
         if record[_SAVED] == record[_DONE] + 1:
-            half_done = pages[record[_DONE]]
+            half_done = blocks[record[_DONE]]
             half_done.restore()
-            self.updater.steps[half_done.number] = record[_STEPS]
-        for index in range(record[_DONE], len(pages)):
-            page = pages[index]
-            if page.is_trained:
-                page.save()
-                record[_STEPS] = int(self.updater.steps[page.number])
-                record[_SAVED] = index + 1
+            self.updater.steps[half_done.page.number] = record[_STEPS]
+        with torch.no_grad():
+            for index in range(record[_DONE], len(blocks)):
+                self._change(blocks[index], index, record, lanes)
+
+    def _change(self, block: PlannedBlock, index: int, record: memoryview, lanes: Sequence[int]) -> None:
+        number = block.page.number
+        if block.is_trained:
+            block.save()
+            step = record[_STEPS] = int(self.updater.steps[number])
+            record[_SAVED] = index + 1
             self._crash("saved")
-            self._update(page, [page.pushed[lane] for lane in lanes])
-            self._crash("changed")
-            record[_DONE] = index + 1
+            pushed = [block.pushed[lane] for lane in lanes]
+            self.updater.apply_block(block.page, block.value, block.state, pushed, 1 / self.map.lanes, step)
+            if block.is_last:
+                self.updater.steps[number] = step + 1
+        else:
+            self._crash("saved")
+            block.value.copy_(block.pushed[lanes[0]])
+        self._crash("changed")
+        record[_DONE] = index + 1
 
     @property
     def name(self) -> memoryview:
@@ -175,25 +190,19 @@ class SharedPages:
         """Update a shard's pages with what `pushed_bytes` gave for each lane."""
         replay_update(self.updater, shard, data, lanes=self.map.lanes)
 
-    def _changing_of(self, shard: int) -> list[PlannedPage]:
-        """The pages that an update of the shard changes: not those of frozen parameters."""
+    def _changing_of(self, shard: int) -> list[PlannedBlock]:
+        """What an update of the shard changes, block by block: not pages of frozen parameters."""
         if shard not in self._changing:
             frame = self._slab.tensor(self.map.frame(shard), torch.uint8, self.map.frame_nbytes)
-            planned = [(page, self._planned(page, frame)) for page in self.map.layout.of_shard(shard)]
+            planned = [block for page in self.map.layout.of_shard(shard) for block in self._blocks(page, frame)]
             kinds = [spec.kind for spec in self.map.layout.tensors]
-            buffers = {page.number for page, _ in planned if kinds[page.tensor] == "buffer"}
-            self._changing[shard] = [plan for _, plan in planned if plan.is_trained or plan.number in buffers]
+            changing = [block for block in planned if block.is_trained or kinds[block.page.tensor] == "buffer"]
+            self._changing[shard] = changing
         return self._changing[shard]
 
-    def _planned(self, page: Page, frame: torch.Tensor) -> PlannedPage:
+    def _blocks(self, page: Page, frame: torch.Tensor) -> list[PlannedBlock]:
         pushed = [self.page(self.map.pushes(lane), page) for lane in range(self.map.lanes)]
-        return PlannedPage(page, self.updater, pushed, frame)
-
-    def _update(self, page: PlannedPage, pushed: list[torch.Tensor]) -> None:
-        if page.is_trained:
-            self.updater.apply(page.number, pushed, 1 / self.map.lanes)
-        else:
-            self.updater.assign(page.number, pushed[0])
+        return planned_blocks(page, self.updater, pushed, frame, self.map.block_numel)
 
 
 class LocalMemory:

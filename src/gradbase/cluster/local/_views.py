@@ -31,16 +31,23 @@ class PlannedUpdater(Updater):
         return self._views[page.number]
 
 
-class PlannedPage:
-    """A page as an update finds it: what every lane pushed, and its value and state with their places in `frame`."""
+class PlannedBlock:
+    """A part of a page as an update finds it: what every lane pushed, and its value and state with their places in
+    `frame`. A page that is not trained is one block, and has no place there.
+    """
 
-    def __init__(self, page: Page, updater: Updater, pushed: Sequence[torch.Tensor], frame: torch.Tensor) -> None:
-        self.number = page.number
-        self.is_trained = updater.rule.settings(updater.layout.tensors[page.tensor].name) is not None
-        self.pushed = pushed
+    def __init__(
+        self, page: Page, part: slice, updater: Updater, pushed: Sequence[torch.Tensor], frame: torch.Tensor
+    ) -> None:
+        self.page = page
+        self.is_trained = _is_trained(updater, page)
+        self.is_last = part.stop >= page.numel
+        self.value = updater.value(page)[part]
+        self.state = {key: view[part] for key, view in updater.state(page).items()} if self.is_trained else {}
+        self.pushed = [lane[part] for lane in pushed]
         self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
         start = 0
-        for view in (updater.value(page), *updater.state(page).values()) if self.is_trained else ():
+        for view in (self.value, *self.state.values()) if self.is_trained else ():
             self._saved.append((view, frame[start : start + view.nbytes].view(view.dtype)))
             start += -(-view.nbytes // _FRAME_GRAIN_BYTES) * _FRAME_GRAIN_BYTES
 
@@ -53,3 +60,16 @@ class PlannedPage:
         """Put back what the frame has."""
         for view, saved in self._saved:
             view.copy_(saved)
+
+
+def planned_blocks(
+    page: Page, updater: Updater, pushed: Sequence[torch.Tensor], frame: torch.Tensor, block_numel: int
+) -> list[PlannedBlock]:
+    """A page in the parts in which it is updated, [block_numel] each but the last."""
+    step = block_numel if _is_trained(updater, page) else page.numel
+    parts = (slice(start, min(start + step, page.numel)) for start in range(0, page.numel, step))
+    return [PlannedBlock(page, part, updater, pushed, frame) for part in parts]
+
+
+def _is_trained(updater: Updater, page: Page) -> bool:
+    return updater.rule.settings(updater.layout.tensors[page.tensor].name) is not None

@@ -3,9 +3,10 @@
 from gradbase.store.update._rowwise import RowwiseAdagrad
 from gradbase.store.update._rule import Settings, UpdateRule, rule_of, settings_of
 from gradbase.store.update._state import load_state_dict, state_dict_of
-from gradbase.store.update._updater import Updater, allocate, memory_plan
+from gradbase.store.update._updater import BLOCK_NUMEL, Updater, allocate, memory_plan
 
 __all__ = [
+    "BLOCK_NUMEL",
     "RowwiseAdagrad",
     "Settings",
     "UpdateRule",

@@ -85,19 +85,33 @@ class Updater:
         operation. A page of a tensor that is not trained is refused: it is assigned.
         """
         page = self.layout.pages[number]
-        settings = self._settings(page)
-        assert settings is not None, f"{self.layout.tensors[page.tensor].name} is not trained"
         assert all(gradient.numel() == page.numel for gradient in gradients), "a gradient has the size of its page"
         scale = 1 / len(gradients) if scale is None else scale
         value, state, step = self.value(page), self.state(page), int(self.steps[number])
-        directed = self.layout.tensors[page.tensor].name in self.rule.directed
-        kernel = update_directed if directed else KERNELS[settings["optimizer"]]
         with torch.no_grad():
             for start in range(0, page.numel, BLOCK_NUMEL):
                 block = slice(start, min(start + BLOCK_NUMEL, page.numel))
-                gradient = self._reduce([gradient[block] for gradient in gradients], scale)
-                kernel(settings, value[block], gradient, {k: v[block] for k, v in state.items()}, step)
+                parts = {key: view[block] for key, view in state.items()}
+                self.apply_block(page, value[block], parts, [gradient[block] for gradient in gradients], scale, step)
         self.steps[number] = step + 1
+
+    def apply_block(
+        self,
+        page: Page,
+        value: torch.Tensor,
+        state: Mapping[str, torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        scale: float,
+        step: int,
+    ) -> None:
+        """What `apply` does, to at most BLOCK_NUMEL elements of a page: views of its value, its state and its lanes'
+        gradients. `step` counts the updates before this one; whoever calls this counts them.
+        """
+        name = self.layout.tensors[page.tensor].name
+        settings = self.rule.settings(name)
+        assert settings is not None, f"{name} is not trained"
+        kernel = update_directed if name in self.rule.directed else KERNELS[settings["optimizer"]]
+        kernel(settings, value, self._reduce(gradients, scale), state, step)
 
     def reduce(self, number: int, gradients: Sequence[torch.Tensor], scale: float | None = None) -> torch.Tensor:
         """((g0 + g1) + g2 ...) * scale in new memory, [numel]; `apply(number, [it], 1.0)` goes on as `apply` does."""

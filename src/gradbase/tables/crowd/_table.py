@@ -100,7 +100,7 @@ def table_of(claims: Claims) -> Table:
     n_cells = n_workers * n_classes
     cell = _narrow(keys % n_cells, n_cells)
     keys //= n_cells
-    item = _narrow(keys, len(claims.items))
+    item = _same_memory(_narrow(keys, len(claims.items)), claims.item)
     del keys
     return _indexed(len(claims.items), n_workers, n_classes, item, cell, weight)
 
@@ -134,6 +134,13 @@ def _shared_votes(keys: Ints, n_classes: int) -> Tensor | None:
     weight = np.ones(len(keys), dtype=np.float32 if len(keys) >= WIDE_FROM else np.float64)
     weight[several] = 1.0 / count[group]
     return torch.from_numpy(weight)
+
+
+def _same_memory(codes: Tensor, given: Codes) -> Tensor:
+    """The codes, in the memory of those that were given where they are the same: of many claims one array less."""
+    own = codes.numpy()
+    shared = given.flags.writeable and own.dtype == given.dtype and np.array_equal(own, given)
+    return torch.from_numpy(given) if shared else codes
 
 
 def _narrow(codes: Ints, size: int) -> Tensor:

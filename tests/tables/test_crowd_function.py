@@ -176,15 +176,51 @@ def test_the_labels_most_worth_buying() -> None:
         ({"features": np.zeros(3)}, "no matrix"),
         ({"features": np.zeros((2, 2)), "feature_items": [1]}, "2 rows and 1 items are named"),
         ({"memory": "much"}, "memory 'much' is not an amount"),
+        ({"features": {"item": ["x"], "size": [1]}}, "60 of 61 items have no features, the first is '0'"),
+        ({"feature_items": [1]}, "items of features are given without features"),
         ({"into": 3}, "expected a DuckDB connection"),
         ({"state": "none.duckdb"}, "there is no state none.duckdb"),
-        ({"state": BIRDS / "gold.csv"}, "is not a state that can be read"),
+        ({"state": BIRDS / "gold.csv"}, "is not a state that can be read: it is no DuckDB file"),
     ],
 )
 def test_refusals(options: dict[str, Any], told: str) -> None:
     with pytest.raises(gradbase.GradbaseError) as caught:
         gradbase.crowd(CLAIMS, **options)
     assert told in str(caught.value)
+
+
+def test_a_gold_of_strangers_is_refused_before_anything_slow() -> None:
+    stages: list[str] = []
+    with pytest.raises(TableError, match="none of the 2 items with gold is among the claims"):
+        strangers = {"item": ["x", "y"], "label": ["c0", "c1"]}
+        gradbase.crowd(CLAIMS, gold=strangers, on_progress=lambda *at: stages.append(at[0]))
+    assert not stages
+
+
+@pytest.mark.parametrize("infinite", ["inf", "-Infinity"])
+def test_an_overflow_among_numbers_makes_no_classes_of_them(infinite: str) -> None:
+    rows = {"item": [1, 1, 2], "worker": ["a", "b", "a"], "score": ["1.5", infinite, "2.5"]}
+    with pytest.raises(TableError, match=f"label '{infinite}' is not finite, and all others are numbers"):
+        gradbase.crowd(rows)
+    assert gradbase.crowd(rows, kind="classes").truths["value"].to_pylist()[1] == "2.5"
+
+
+@pytest.mark.parametrize("role", ["item", "worker", "label"])
+def test_growing_by_a_text_where_all_were_whole_numbers(role: str) -> None:
+    old = {"item": [1, 1, 2, 2, 3, 3], "worker": [1, 2] * 3, "label": [0, 0, 1, 1, 0, 0]}
+    new = {"item": [1, 3], "worker": [3, 4], "label": [0, 0]} | {role: [f"a {role}"] * 2}
+    both = {name: [*map(str, old[name]), *map(str, new[name])] for name in old}
+    whole = gradbase.crowd(both).truths
+    for first, second in ((old, new), (new, old)):
+        grown = gradbase.crowd(second, state=gradbase.crowd(first).state).truths
+        for name in ("item", "value", "claims"):
+            assert list(map(str, grown[name].to_pylist())) == list(map(str, whole[name].to_pylist()))
+
+
+def test_labels_that_come_again_do_not_make_a_state_grow() -> None:
+    first = gradbase.crowd(CLAIMS)
+    again = gradbase.crowd(CLAIMS, state=first.state)
+    assert again.counts["claims"] == first.counts["claims"] == again.state["claims"].num_rows
 
 
 def test_one_class_only_and_a_worker_who_answers_twice() -> None:

@@ -180,3 +180,16 @@ def test_claims_without_anything_to_say() -> None:
     found = gradbase.fuse(said)
     assert found.truths.num_rows == 1 and found.counts["rows_missing"] == 2
     assert any("2 of 3 rows lack an object, source or value" in note for note in found.notes)
+
+
+def test_texts_among_measured_numbers_are_left_out_and_counted() -> None:
+    asked = [(item, source) for item in range(30) for source in range(5)]
+    spread = [(f"o{item}", f"s{source}", f"{100 + 10 * item + source * 0.13:.2f}") for item, source in asked]
+    found = gradbase.fuse(_columns([*spread, ("o1", "s9", "unknown"), ("only", "s9", "n/a")]))
+    assert found.kinds == {"value": "measure"} and found.truths.num_rows == 30
+    assert found.notes == ("2 claims of 'value' have no value of kind 'measure' and are left out",)
+    assert gradbase.fuse(_columns(spread)).notes == ()
+
+
+def _columns(rows: list[tuple[str, ...]]) -> dict[str, list[str]]:
+    return dict(zip(("object", "source", "value"), map(list, zip(*rows, strict=True)), strict=True))

@@ -17,6 +17,7 @@ from gradbase.tables.crowd_tables import (
     next_of,
     read_claims,
     read_gold,
+    refuse_strangers,
     tables_of,
 )
 from gradbase.tables.fuse_tables import (
@@ -80,9 +81,13 @@ def crowd(
     from gradbase.tables.crowd import Config, State, infer
 
     parse_memory(memory)
+    if features is None and feature_items is not None:
+        raise TableError("items of features are given without features", "name the matrix (.npy) too")
     found = None if features is None else load_features(features, feature_items, columns)
     claims, rows, notes = read_claims(source, table=table, query=query, columns=columns, kind=kind, features=found)
     golds = None if gold is None else read_gold(gold, claims.kind, columns)
+    if golds is not None and state is None:
+        refuse_strangers(golds, claims)
     config = Config(seed=seed, memory=memory, catalog=catalog, on_progress=on_progress)
     known = None if state is None else State.from_tables(load_state(state, "crowd"))
     result = infer(claims, None if found is None else features_for(claims, found), config, known)

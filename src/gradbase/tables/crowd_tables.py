@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from gradbase.common.errors import TableError
 from gradbase.tables._columns import column, confusions, named, table
-from gradbase.tables.evaluate import Evaluation, evaluate_numbers, evaluate_values, majority_right, one_gold_each
+from gradbase.tables.evaluate import (
+    Evaluation,
+    evaluate_numbers,
+    evaluate_values,
+    majority_right,
+    no_common_items,
+    one_gold_each,
+)
 from gradbase.tables.io import (
     ANSWER,
     ITEM,
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
 KINDS = ("auto", "classes", "numbers", "sets")
 _NUMBERS = ("value", "number", "score", "estimate", "measurement")  # columns that hold numbers where all are numbers
 _YES, _NO = ("1", "true", "yes", "y", "t"), ("0", "false", "no", "n", "f")
+_INFINITE = ("inf", "infinity")
 _GOLD = Role("label", (*LABEL.aliases, "gold", "truth", "gold_label", "true_label", "correct"))
 
 
@@ -115,10 +123,20 @@ def _kind(coded: CodedTable, kind: str, answer_given: bool) -> str:
     if kind != "auto":
         return kind
     labels, called = coded.names["label"], coded.columns["label"].lower()
+    _refuse_infinite(labels)
     if not all(_is_number(name) for name in labels):
         return "classes"
     whole = all(float(name).is_integer() for name in labels)
     return "numbers" if not whole or (called in _NUMBERS and len(labels) > 2) else "classes"
+
+
+def _refuse_infinite(labels: NDArray[Any]) -> None:
+    """One that is no number makes classes of all; an overflow among numbers is not meant so. Raises TableError."""
+    wrong = [name for name in labels.tolist() if not _is_number(name)]
+    if wrong and len(wrong) < len(labels) and all(str(name).lower().lstrip("+-") in _INFINITE for name in wrong):
+        raise TableError(
+            f"label {wrong[0]!r} is not finite, and all others are numbers", "leave the row out, or say --kind classes"
+        )
 
 
 def _is_number(name: Any) -> bool:
@@ -241,7 +259,8 @@ def features_for(claims: Claims, found: FeatureTable) -> Features:
     row = {name: number for number, name in enumerate(found.items)}
     rows = np.array([row.get(str(name), -1) for name in claims.items.tolist()], dtype=np.int64)
     without = np.flatnonzero(rows < 0)
-    if len(without) == len(rows) or (len(without) and found.embedding is not None):
+    labelled = rows[claims.item]
+    if (labelled < 0).all() or (len(without) and found.embedding is not None):
         raise TableError(
             f"{len(without)} of {len(rows)} items have no features, the first is {str(claims.items[without[0]])!r}",
             "give a row for every item; do both name them in the same way?",
@@ -370,6 +389,13 @@ def read_gold(source: Any, kind: str, columns: Mapping[str, str] | None) -> dict
     pairs = [f"{item}\0{label}" for item, label in zip(items, labels, strict=True)]
     answers = coded.column("answer").tolist() if "answer" in coded.codes else ["yes"] * len(pairs)
     return one_gold_each(pairs, [str(str(name).lower() in _YES) for name in answers], scan.name)
+
+
+def refuse_strangers(gold: Mapping[str, str], claims: Claims) -> None:
+    """Raises TableError where no item of `gold` is among the claims: said before anything slow is done."""
+    known = set(map(str, claims.items.tolist()))
+    if not any((key.partition("\0")[0] if claims.kind == "sets" else key) in known for key in gold):
+        raise no_common_items(len(gold))
 
 
 def compare(result: Result, gold: Mapping[str, str]) -> Evaluation:

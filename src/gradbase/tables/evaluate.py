@@ -156,7 +156,7 @@ def evaluate_values(
     Raises TableError when there is nothing to compare.
     """
     if not len(gold):
-        raise _nothing(unanswered)
+        raise no_common_items(unanswered)
     right = np.array([answered == truth for answered, truth in zip(value, gold, strict=True)], dtype=np.float64)
     error, bins = calibration(probability, right)
     few = len(set(gold)) <= classes_max
@@ -184,7 +184,7 @@ def evaluate_numbers(
 ) -> Evaluation:
     """Compare numbers with golds, beside the mean of the claims. Raises TableError when there is nothing to compare."""
     if not len(gold):
-        raise _nothing(unanswered)
+        raise no_common_items(unanswered)
     inside = None if interval is None else float(((interval[:, 0] <= gold) & (gold <= interval[:, 1])).mean())
     return Evaluation(
         items=len(gold),
@@ -195,7 +195,8 @@ def evaluate_numbers(
     )
 
 
-def _nothing(unanswered: int) -> TableError:
+def no_common_items(unanswered: int) -> TableError:
+    """What is said where gold and claims speak of different items."""
     return TableError(
         f"none of the {unanswered} items with gold is among the claims", "do both name their items in the same way?"
     )

@@ -233,11 +233,19 @@ def fuse_tables_of(
         next=_with_names(result.next(count), names) if count else None,
         kinds=dict(result.kinds),
         counts=counts,
-        notes=tuple(notes),
+        notes=(*notes, *_unread(result)),
         evaluation=evaluation,
         result=result,
         names=names,
     )
+
+
+def _unread(result: Result) -> list[str]:
+    """What is said of claims that could not be read as the attribute's kind."""
+    return [
+        f"{count} claims of {name!r} have no value of kind {result.kinds[name]!r} and are left out"
+        for name, count in result.unread.items()
+    ]
 
 
 def _typed_names(claims: Claims, coded: CodedTable) -> dict[str, NDArray[Any]]:

@@ -13,6 +13,7 @@ from gradbase.common.errors import TableError
 from gradbase.tables.io import Workspace, modules
 
 STATE_ENDINGS = (".duckdb",)
+_MAGIC = b"DUCK"  # within the first bytes of every DuckDB file
 _KIND = "gradbase_state"  # the table that says of which operator the others are
 
 
@@ -41,11 +42,17 @@ def load_state(source: Any, operator: str) -> dict[str, dict[str, Any]]:
             names = [str(row[0]) for row in workspace.rows(_TABLES)]
             said = workspace.value(f"SELECT operator FROM source.{_KIND}") if _KIND in names else None
         except TableError as error:
-            raise TableError(f"{path} is not a state that can be read: {error.problem}") from error
+            told = "it is no DuckDB file" if _MAGIC not in _beginning(path) else error.problem
+            raise TableError(f"{path} is not a state that can be read: {told}", "name a --state-out file") from error
         if said != operator:
             raise TableError(f"{path} is {f'a state of {said}' if said else 'no state'}", f"expected one of {operator}")
         tables = {name: workspace.table(f'SELECT * FROM source."{name}"') for name in names if name != _KIND}
     return {name: _arrays(rows) for name, rows in tables.items()}
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
 
 
 _TABLES = "SELECT table_name FROM duckdb_tables() WHERE database_name = 'source' ORDER BY 1"

@@ -7,6 +7,7 @@ import pytest
 
 from gradbase.common.errors import UsageError
 from gradbase.tables.crowd import NONE, Claims, Config, infer
+from gradbase.tables.crowd._table import table_of
 from tests.tables.crowd.worlds import world
 
 
@@ -119,3 +120,12 @@ def test_codes_beyond_the_names_are_an_error() -> None:
 def test_columns_of_different_lengths_are_an_error() -> None:
     with pytest.raises(UsageError, match="differ in length: item 2, worker 1, label 2"):
         Claims.from_columns([1, 2], ["a"], [0, 1])
+
+
+def test_codes_that_come_in_order_are_not_held_twice() -> None:
+    item, worker = (np.array(codes, dtype=np.int32) for codes in ([0, 0, 1, 1], [0, 1, 0, 1]))
+    names = np.arange(2)
+    for order, shared in (([0, 1, 2, 3], True), ([2, 3, 0, 1], False)):
+        given = item[order]
+        table = table_of(Claims(given, worker[order], np.zeros(4, dtype=np.int32), names, names, names))
+        assert table.item.tolist() == [0, 0, 1, 1] and (table.item.data_ptr() == given.ctypes.data) is shared

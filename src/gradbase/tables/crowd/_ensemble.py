@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradbase.common.malloc import release_freed_memory
 from gradbase.tables.crowd._confusion import Fit, Member, fit
 from gradbase.tables.crowd._guess import fit_guess
 from gradbase.tables.crowd._noise import item_hashes
@@ -64,6 +65,8 @@ def judge(
     fits = {}
     for done, (weight, member) in enumerate(plan):
         fitted = _fitted(table, sample, member, tilt, first.get(member.name))
+        if sample is not None:
+            release_freed_memory()  # of many claims: the next member takes it in other sizes
         members += weight * fitted.posterior
         fits[member.name] = replace(fitted, posterior=torch.empty(0))
         if progress:
@@ -98,7 +101,9 @@ class _Sample:
         if len(table) <= 2 * SAMPLE_CLAIMS:
             return None
         chosen = item_hashes(table, seed) < np.uint64(SAMPLE_CLAIMS / len(table) * 2.0**64)
-        return cls(table.part(chosen), None if tilt is None else tilt[torch.from_numpy(chosen)])
+        drawn = cls(table.part(chosen), None if tilt is None else tilt[torch.from_numpy(chosen)])
+        release_freed_memory()  # that of hashing all items
+        return drawn
 
 
 def _fitted(table: Table, sample: _Sample | None, member: Member, tilt: Tensor | None, start: Fit | None) -> Fit:

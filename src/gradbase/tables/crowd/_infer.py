@@ -70,6 +70,7 @@ def _classes(
         informed = with_features(table, posterior.double(), torch.from_numpy(claim_count > 0), features, config)
         posterior, tilt, classifier = informed.posterior, informed.tilt, informed.classifier
     value, runner_up = _best_two(table, posterior)
+    release_freed_memory()  # the members': tables of results take their own
     rows = np.arange(table.n_items)
     dense = posterior.double().numpy()
     second = np.where(runner_up == NONE, 0.0, dense[rows, np.maximum(runner_up, 0)])

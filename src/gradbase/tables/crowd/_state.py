@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,7 @@ def joined(state: State, claims: Claims) -> tuple[Claims, dict[str, Fit]]:
         label = merged(old_class[old.label], new_class[claims.label])
     if old.tag is not None and claims.tag is not None:
         tag = merged(old_class[old.tag], new_class[claims.tag])
-    together = Claims(item, worker, label, items, workers, classes, claims.kind, tag)
+    together = _distinct(Claims(item, worker, label, items, workers, classes, claims.kind, tag))
     if len(classes) != len(old.classes):
         return together, {}
     n_labels = 2 if claims.kind == "sets" else len(classes)
@@ -130,8 +130,25 @@ def joined(state: State, claims: Claims) -> tuple[Claims, dict[str, Fit]]:
 
 
 def _union(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]]]:
+    if first.dtype.kind != second.dtype.kind and len(first) and len(second):  # whole numbers so far, and now a text
+        first, second = _texts(first), _texts(second)
     names, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
     return names, (codes[: len(first)].astype(np.int64), codes[len(first) :].astype(np.int64))
+
+
+def _texts(names: NDArray[Any]) -> NDArray[Any]:
+    return np.array([str(name) for name in names.tolist()], dtype=object)
+
+
+def _distinct(claims: Claims) -> Claims:
+    """Each row once, in order: a label that comes again is no new one, and states do not grow by it."""
+    keys = [claims.item, claims.worker, *([] if claims.tag is None else [claims.tag]), claims.label]
+    order = np.lexsort(keys[::-1])
+    keys = [key[order] for key in keys]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    item, worker, *tag, label = (key[new] for key in keys)
+    return replace(claims, item=item, worker=worker, label=label, tag=tag[0] if tag else None)
 
 
 def _recoded(fit: Fit, code: NDArray[Any], n_workers: int, n_labels: int) -> Fit:

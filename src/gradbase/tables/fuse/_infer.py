@@ -192,7 +192,16 @@ def _result(parts: _Parts, task: _Task, statistics: Statistics | None) -> Result
         kinds={task.claims.attribute_names[code]: option.kind for code, option in task.options.items()},
         explain=lambda: _why(parts, task.earlier.row),
         keep=lambda: grow.merge(statistics, [part() for part in parts.statistics]),
+        unread=_unread(task),
     )
+
+
+def _unread(task: _Task) -> dict[str, int]:
+    """How many claims of this call say nothing of their attribute's kind, by attribute; those that have none are not
+    named."""
+    rows, names = task.earlier.row, task.claims.attribute_names
+    counts = np.bincount(task.claims.attribute[:rows][task.keys.code[:rows] < 0], minlength=len(names))
+    return {names[code]: int(counts[code]) for code in np.flatnonzero(counts).tolist()}
 
 
 def _why(parts: _Parts, row: int) -> Table:

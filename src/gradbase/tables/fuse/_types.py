@@ -247,6 +247,8 @@ class Result:
     history: object, attribute, value, since, until, probability; only items that changed, from dated claims.
     gates: name, kept, gain (nats per held-out claim): what was tried on held-out claims.
     kinds: attribute name to the kind it was read as.
+    unread: attribute name to how many of its claims are left out, as they have no value of that kind: texts among
+        measured numbers.
     """
 
     truths: Table
@@ -257,6 +259,7 @@ class Result:
     kinds: Mapping[str, str]
     explain: Callable[[], Table] = field(repr=False)
     keep: Callable[[], Statistics] = field(repr=False)
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def why(self) -> Table:

@@ -129,3 +129,18 @@ def test_codes_that_come_in_order_are_not_held_twice() -> None:
         given = item[order]
         table = table_of(Claims(given, worker[order], np.zeros(4, dtype=np.int32), names, names, names))
         assert table.item.tolist() == [0, 0, 1, 1] and (table.item.data_ptr() == given.ctypes.data) is shared
+
+
+def test_many_classes_and_few_labels_are_told_by_who_knows_them() -> None:
+    draw = np.random.default_rng(3)
+    truth, quality = draw.integers(0, 150, 900), draw.beta(6, 2, 30)
+    item = np.repeat(np.arange(900), 3)
+    worker = np.concatenate([draw.choice(30, 3, replace=False) for _ in truth])
+    wrong = (truth[item] + draw.integers(1, 150, len(item))) % 150
+    label = np.where(draw.random(len(item)) < quality[worker], truth[item], wrong)
+    found = infer(Claims(item, worker, label, np.arange(900), np.arange(30), np.arange(150)))
+    votes = np.zeros((900, 150))
+    np.add.at(votes, (item, label), 1.0)
+    most = votes == votes.max(1, keepdims=True)
+    majority = (most[np.arange(900), truth] / most.sum(1)).mean()
+    assert (found.value == truth).mean() > majority + 0.02

@@ -31,6 +31,7 @@ SUBTYPED = tuple(Member(subtypes=SUBTYPES, rounds=100, seed=seed) for seed in ra
 ITEMS_FOR_SUBTYPES = 300.0  # at so many items, members with subtypes weigh as much as those without
 TRUST = 0.65  # of the members; the rest is the votes'
 CONFUSION_ENTRIES_MAX = 4_000_000  # above, workers get one number each
+ROW_CLAIMS_LEAST = 1.0  # claims per worker and class; with fewer, rows of matrices are noise
 SAMPLE_CLAIMS = 100_000  # members converge on so many claims, then see all
 FULL_ROUNDS = 3
 WARM_ROUNDS = 20  # on from an earlier state, where claims are few
@@ -76,7 +77,8 @@ def judge(
 
 def weighted_members(table: Table, seed: int) -> list[tuple[float, Member]]:
     """Members with weights that sum to one; none where there are too many classes for confusion matrices."""
-    if table.n_workers * table.n_classes**2 > CONFUSION_ENTRIES_MAX:
+    rows = table.n_workers * table.n_classes
+    if rows * table.n_classes > CONFUSION_ENTRIES_MAX or (table.n_classes > 2 and len(table) < ROW_CLAIMS_LEAST * rows):
         return []
     share = 0.0
     if table.n_classes == 2:

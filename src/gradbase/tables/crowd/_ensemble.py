@@ -31,7 +31,7 @@ SUBTYPED = tuple(Member(subtypes=SUBTYPES, rounds=100, seed=seed) for seed in ra
 ITEMS_FOR_SUBTYPES = 300.0  # at so many items, members with subtypes weigh as much as those without
 TRUST = 0.65  # of the members; the rest is the votes'
 CONFUSION_ENTRIES_MAX = 4_000_000  # above, workers get one number each
-ROW_CLAIMS_LEAST = 1.0  # claims per worker and class; with fewer, rows of matrices are noise
+ROW_CLAIMS_LEAST = 2.5  # claims per worker and class: with fewer, rows of matrices are noise, as simulations show
 SAMPLE_CLAIMS = 100_000  # members converge on so many claims, then see all
 FULL_ROUNDS = 3
 WARM_ROUNDS = 20  # on from an earlier state, where claims are few

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Loss = Callable[[nn.Module, Any], Tensor]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -403,6 +404,38 @@ _add("in-place activations, views, slices updated in place", InPlace, name="in_p
 _add("buffers updated by the forward pass", Counter, name="counter_buffer")
 
 
+class Checkpointed(nn.Module):
+    """Activation checkpointing of the user's own around a part with dropout, which it computes twice."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.first = nn.Linear(16, 32)
+        self.part = nn.Sequential(nn.GELU(), nn.Dropout(0.3), nn.Linear(32, 32), nn.GELU())
+        self.last = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(checkpoint(self.part, self.first(x), use_reentrant=self.reentrant))
+
+
+class Fourier(nn.Module):
+    """Complex weights in the frequency domain; autograd conjugates without a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.filter = nn.Parameter(torch.randn(9, dtype=torch.complex64))
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.fft.irfft(torch.fft.rfft(self.first(x)) * self.filter, n=16))
+
+
+_add("checkpointing over dropout", partial(Checkpointed, False), name="checkpointed")
+_add("reentrant checkpointing over dropout", partial(Checkpointed, True), name="checkpointed_reentrant")
+_add("complex numbers", Fourier, name="fourier")
+
+
 # Optimizers: the same perceptron, biases in a group of their own.
 
 
@@ -519,6 +552,17 @@ class Nonzero(nn.Module):
         return self.linear(x).index_add(0, positive, self.linear(x[positive]))
 
 
+class SeedsItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(7)
+        return self.linear(x + torch.randn_like(x))
+
+
+_add("a generator that the step itself sets", SeedsItself, name="seed", to=REFUSED)
 _add("a number read from a tensor", ItemInForward, name="item", to=REFUSED)
 _add("a branch on a tensor's value", DataDependentBranch, name="branch", to=REFUSED)
 _add("a shape that depends on values", Nonzero, name="nonzero", to=REFUSED)

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradbase.capture._modules import ModuleStack, user_frame
+from gradbase.capture._randomness import one_order_of_draws
 from gradbase.capture._swap import swapped, unique_tensors
 from gradbase.common.errors import CaptureError, UsageError
 
@@ -76,7 +77,7 @@ def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
         ids = {id(parameters[n]): t for n, t in own.items()} | {id(buffers[n]): t for n, t in held.items()}
         names = {id(t): n for n, t in held.items()}
         with swapped(model, ids):
-            with _NotePlaces(stack):
+            with _NotePlaces(stack), one_order_of_draws():
                 value = loss(model, pytree.tree_unflatten(filled, spec))
             _check_loss(value)
             _store_rebound_buffers(model, names, held)
@@ -159,13 +160,18 @@ def _nbytes(tensor: torch.Tensor) -> int:
 
 
 class _Refined(fx.Interpreter):
-    """Runs the recording with two kernels in forms that suit a plan better, and that give the same bits."""
+    """Runs the recording with some kernels in forms that suit a plan better, and that give the same bits."""
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target is torch.ops.aten.bernoulli_.float and not args[0].is_contiguous():
             return _in_memory_order(*args)
         if target is torch.ops.aten.convolution_backward.default:
             return _one_gradient_at_a_time(*args)
+        # A window of a frame has no bit that says "conjugated" or "negated".
+        if target is torch.ops.aten._conj.default:
+            return torch.ops.aten.conj_physical.default(*args)
+        if target is torch.ops.aten._neg_view.default:
+            return torch.ops.aten.neg.default(*args)
         return super().call_function(target, args, kwargs)
 
 

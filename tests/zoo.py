@@ -210,10 +210,10 @@ class ConvNeXtBlock(nn.Module):
 class Recurrent(nn.Module):
     """A recurrent layer without its final state, and a linear head."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: type[nn.RNNBase], hidden: int = 16) -> None:
         super().__init__()
-        self.recurrent = kind(16, 16, num_layers=2, batch_first=True)
-        self.head = nn.Linear(16, 16)
+        self.recurrent = kind(16, hidden, num_layers=2, batch_first=True)
+        self.head = nn.Linear(hidden, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.recurrent(x)[0])
@@ -278,6 +278,7 @@ _add("long-lived skips, concatenation, transposed convolution", UNet, images, se
 _add("depthwise convolution, permuted layouts, layer scale", convnext, images, name="convnext")
 _add("a recurrent kernel with hidden workspace", partial(Recurrent, nn.LSTM), sequences, regress, name="lstm")
 _add("a recurrent layer without fused kernel", partial(Recurrent, nn.GRU), sequences, regress, name="gru")
+_add("gates in rows that no vector divides", partial(Recurrent, nn.GRU, 23), sequences, regress, name="gru_ragged")
 _add("attention with dropout", transformer_encoder, sequences, regress, name="transformer_encoder")
 _add("static routing: strided rows written in place", Experts, name="experts")
 _add("one parameter under two names", Language, tokens, predict_next, name="tied_weights")

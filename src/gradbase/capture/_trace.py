@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradbase.capture._modules import ModuleStack, user_frame
 from gradbase.capture._randomness import one_order_of_draws
+from gradbase.capture._refined import Refined
 from gradbase.capture._swap import swapped, unique_tensors
 from gradbase.common.errors import CaptureError, UsageError
 
@@ -159,47 +160,9 @@ def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-class _Refined(fx.Interpreter):
-    """Runs the recording with some kernels in forms that suit a plan better, and that give the same bits."""
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target is torch.ops.aten.bernoulli_.float and not args[0].is_contiguous():
-            return _in_memory_order(*args)
-        if target is torch.ops.aten.convolution_backward.default:
-            return _one_gradient_at_a_time(*args)
-        # A window of a frame has no bit that says "conjugated" or "negated".
-        if target is torch.ops.aten._conj.default:
-            return torch.ops.aten.conj_physical.default(*args)
-        if target is torch.ops.aten._neg_view.default:
-            return torch.ops.aten.neg.default(*args)
-        return super().call_function(target, args, kwargs)
-
-
-def _in_memory_order(noise: torch.Tensor, probability: float) -> torch.Tensor:
-    """Dropout's noise in its own layout, which functionalization would make contiguous.
-
-    Eager draws into `empty_like(x)` in the order of its memory, so a transposed layout gets other numbers.
-    """
-    order = sorted(range(noise.dim()), key=lambda d: (-noise.stride(d), d))
-    drawn = torch.ops.aten.bernoulli.p(noise.permute(order), probability)
-    return drawn.permute([order.index(d) for d in range(noise.dim())])
-
-
-def _one_gradient_at_a_time(*args: Any) -> list[torch.Tensor | None]:
-    """A convolution's weight gradient, then its input's: the image need not be in memory for the second.
-
-    One call of the kernel computes them one after the other anyway (oneDNN, cuDNN), while holding all five tensors.
-    """
-    *rest, (of_input, of_weight, of_bias) = args
-    backward = torch.ops.aten.convolution_backward.default
-    parameters = backward(*rest, [False, of_weight, of_bias]) if of_weight or of_bias else (None, None, None)
-    image = backward(*rest, [True, False, False])[0] if of_input else None
-    return [image, *parameters[1:]]
-
-
 def _functionalize(recorded: fx.GraphModule, inputs: Sequence[torch.Tensor], mode: FakeTensorMode) -> fx.GraphModule:
     def flat(*tensors: torch.Tensor) -> Any:
-        return _Refined(recorded).run(*tensors)
+        return Refined(recorded).run(*tensors)
 
     pure = torch.func.functionalize(flat, remove="mutations")
     with mode, torch.no_grad(), fx.traceback.preserve_node_meta():

@@ -79,6 +79,7 @@ def test_packed_workspaces_give_the_same_bits(tmp_path: Path, tight: bool) -> No
             for value, kept in packed.items():
                 storage = step.prepare(batch)[0].program.values[value].storage
                 assert step.logical.storages[storage].nbytes == total_bytes(kept.runs) < 0.75 * kept.nbytes
+        assert all(packing and packing.overlay for packing in _packings(catalog))
 
 
 @needs_frames

@@ -35,7 +35,8 @@ class Lowering:
 
     `served` gives, for "frames", each result's index among the kernel's allocations; `places` the temporaries
     that the allocator puts into the operator's workspace, as (index, bytes, offset), `overlay` those that it puts
-    into the frame of a packed argument, or behind the others where that is still needed.
+    into the frame of a packed result or argument, or behind the others where that is still needed. `packed` is the
+    result whose frame that is, None for an argument's.
     """
 
     way: Way
@@ -44,6 +45,7 @@ class Lowering:
     served: tuple[int | None, ...] = ()
     places: tuple[tuple[int, int, int], ...] = ()
     overlay: tuple[tuple[int, int, int], ...] = ()
+    packed: int | None = None
 
     @property
     def places_bytes(self) -> int:
@@ -81,8 +83,8 @@ def choose(call: Call, trait: Trait | None) -> Lowering:
     if native is not None and len(native[1]) == len(call.results) and None not in call.results:
         return Lowering("out", native[0], native[1], places=places)
     if trait is not None and trait.served is not None:
-        overlay = trait.packing.overlay if trait.packing else ()
-        return Lowering("frames", call.target, served=trait.served, places=places, overlay=overlay)
+        overlay, packed = (trait.packing.overlay, trait.packing.result) if trait.packing else ((), None)
+        return Lowering("frames", call.target, served=trait.served, places=places, overlay=overlay, packed=packed)
     return Lowering("copied", call.target, places=places)
 
 
@@ -112,7 +114,11 @@ def emit(
 
 
 def _overlay(call: Call, lowering: Lowering, windows: Windows) -> int:
-    """The address of memory for temporaries that may take the place of a packed argument."""
+    """The address of memory for temporaries that may take the place of a packed result or argument."""
+    if lowering.packed is not None:
+        result = call.results[lowering.packed]
+        assert result is not None
+        return windows.tensor(result).data_ptr()
     if not windows.overlaid():
         return windows.workspace() + lowering.places_bytes
     return next(windows.tensor(v).data_ptr() for v in call.arguments if windows.kept(v) is not None)

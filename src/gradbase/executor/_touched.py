@@ -9,7 +9,15 @@ from gradbase.capture import Call, Program
 from gradbase.executor._bench import Bench, materialized
 from gradbase.executor._lowering import served_lines
 from gradbase.executor._packing import pays
-from gradbase.executor._traits import Layout, Packing, Trait, extent_bytes, pack_workspace, packed_arguments
+from gradbase.executor._traits import (
+    Layout,
+    Packing,
+    Trait,
+    Workspace,
+    extent_bytes,
+    pack_workspace,
+    packed_arguments,
+)
 from gradbase.executor._windows import Scope
 from gradbase.ir.logical import Tensor
 
@@ -32,10 +40,13 @@ class RegionProbe:
 
     def packed(self, call: Call, trait: Trait, log: AllocationLog) -> Trait:
         """The trait of a kernel whose results are allocations of its own, with what it does in the region."""
-        return self._with_result_packed(call, self._with_arguments_unpacked(call, trait, log))
+        return self._with_result_packed(call, self._with_arguments_unpacked(call, trait, log), log)
 
-    def _with_result_packed(self, call: Call, trait: Trait) -> Trait:
-        """The hidden result, if there is a large one of which the kernel touches a part, kept packed."""
+    def _with_result_packed(self, call: Call, trait: Trait, log: AllocationLog) -> Trait:
+        """The hidden result, if there is a large one of which the kernel touches a part, kept packed.
+
+        Its frame is filled after the kernel has run: until then it has room for temporaries.
+        """
         assert trait.served is not None
         for result, (value, index, layout) in enumerate(zip(call.results, trait.served, trait.layouts, strict=True)):
             if value is None or index is None or layout is None or extent_bytes(self._program.values[value]) > 0:
@@ -44,10 +55,11 @@ class RegionProbe:
             touched = self._touched(call, nbytes, index)
             if layout[0] == "uint8" and pays(nbytes, touched):
                 kept_bytes = total_bytes(touched)
-                packing = Packing(nbytes, touched, kept_bytes, result=result, kept=touched)
+                overlay, rest = _split(log, kept_bytes)
+                packing = Packing(nbytes, touched, kept_bytes, result=result, kept=touched, overlay=overlay.places)
                 packed: Layout = ("uint8", (kept_bytes,), (1,))
                 layouts = (*trait.layouts[:result], packed, *trait.layouts[result + 1 :])
-                return replace(trait, layouts=layouts, packing=packing)
+                return replace(trait, layouts=layouts, workspace=rest, packing=packing)
         return trait
 
     def _with_arguments_unpacked(self, call: Call, trait: Trait, log: AllocationLog) -> Trait:
@@ -58,9 +70,7 @@ class RegionProbe:
         kept = [self._program.packed[value] for value in packed]
         nbytes = max(each.nbytes for each in kept)
         touched = union(self._touched(call, nbytes, None), *(each.runs for each in kept))
-        overlay = pack_workspace(log.allocations, limit_bytes=total_bytes(kept[0].runs))
-        there = {index for index, _, _ in overlay.places}
-        rest = pack_workspace(a for a in log.allocations if a.index not in there)
+        overlay, rest = _split(log, total_bytes(kept[0].runs))
         packing = Packing(nbytes, touched, sum(total_bytes(each.runs) for each in kept), overlay=overlay.places)
         return replace(trait, workspace=rest, packing=packing)
 
@@ -77,3 +87,10 @@ class RegionProbe:
         region.clear()
         exec("\n".join(lines), scope.names)
         return region.touched()
+
+
+def _split(log: AllocationLog, limit_bytes: int) -> tuple[Workspace, Workspace]:
+    """Temporaries that fit into a frame of so many bytes, and the others."""
+    overlay = pack_workspace(log.allocations, limit_bytes=limit_bytes)
+    there = {index for index, _, _ in overlay.places}
+    return overlay, pack_workspace(a for a in log.allocations if a.index not in there)

@@ -16,7 +16,7 @@ from gradbase.ir.logical import Operator, Storage, Tensor
 # Allocations below this stay with malloc: a plan need not bother with them.
 _WORTH_PLANNING_BYTES = 4096
 _ALIGNMENT_BYTES = 64
-_FORMAT = 3  # of the details in the catalogue; count up when their meaning changes
+_FORMAT = 4  # of the details in the catalogue; count up when their meaning changes
 
 Layout = tuple[str, tuple[int, ...], tuple[int, ...]]
 
@@ -35,8 +35,8 @@ class Packing:
 
     `nbytes` is what the kernel asks for and `touched` what of it is touched while it runs. `result` is the result
     that is kept packed afterwards, as the runs `kept`, or None. `held_bytes` of what is touched are kept in frames
-    too. An argument that was packed dies when it is unpacked: `overlay` are temporaries that then take its frame, as
-    (index among the allocations, bytes, offset).
+    too. The frame of such a result is free until the kernel has run, that of a packed argument once it is unpacked:
+    `overlay` are temporaries that go there, as (index among the allocations, bytes, offset).
     """
 
     nbytes: int
@@ -149,7 +149,7 @@ def apply_trait(program: Program, operator: Operator, trait: Trait) -> None:
         if value is not None and layout is not None and _surprises(program.values[value], layout):
             _replace_value(program, value, Tensor(program.values[value].storage, *layout))
     nbytes = trait.workspace_bytes
-    if trait.packing is not None and operator.id not in program.overlaid:
+    if trait.packing is not None and trait.packing.result is None and operator.id not in program.overlaid:
         nbytes += trait.packing.overlay_bytes
     if nbytes and operator.id not in program.workspaces:
         _add_workspace(program, operator.id, nbytes)
@@ -160,7 +160,7 @@ def _apply_packing(program: Program, operator: int, call: Call, packing: Packing
         value = call.results[packing.result]
         assert value is not None
         program.packed[value] = Kept(packing.nbytes, packing.kept)
-    if packing.overlay and operator not in program.overlaid:
+    elif packing.overlay and operator not in program.overlaid:
         storages = {program.values[value].storage for value in packed_arguments(program, call)}
         if not any(storages & set(later.reads) for later in program.plan.operators[operator + 1 :]):
             _overlay(program, operator, tuple(storages))

@@ -3,17 +3,22 @@
 Whatever a plan does, every operator runs once, and while the one at position p runs for the first time, its arguments
 and results are resident and so is every storage whose gap covers p, unless that gap was given up. Giving up a gap
 costs at least the tax of reading it back (and a share of writing it), or its part of its producer's time. It is read
-back within its gap, and written since it was made: where a channel is too slow for that, the step gets longer.
+back within its gap, and written since it was used: where a channel is too slow for that, the step gets longer. A
+transfer beside an operator holds its frame all the while that operator runs: beside operators that take long, a
+storage either makes room or is on its way.
 In-place operators get every credit they could have. Dropping the rest of what a plan must obey (the order of
 transfers, arguments of recomputations, packing, integrality) only makes the bound smaller, so it stays one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from gradbase.planner.cover import Item, Transfer, cover
+from gradbase.planner.cover import Item, Transfer, cover, long_positions
 from gradbase.planner.problem import INFINITE_US, Gap, Problem, transfer_us
 
 
@@ -22,10 +27,12 @@ def lower_bound_us(problem: Problem, budget_bytes: int | None) -> float:
     if budget_bytes is None:
         return problem.total_us
     demand = keep_all_bytes(problem) - problem.capacity_bytes(budget_bytes)
-    items = [item for gap in problem.gaps if not gap.spill for item in _items(problem, gap)]
+    time_us = position_us(problem)
+    long = long_positions(time_us)
+    items = [item for gap in problem.gaps if not gap.spill for item in _items(problem, gap, long)]
     for storage in problem.spill_of:
-        items += _spilled(problem, storage, len(problem.gaps) + len(items))
-    return problem.total_us + cover(items, demand, position_us(problem), added=True).cost_us
+        items += _spilled(problem, storage, len(problem.gaps) + len(items), long)
+    return problem.total_us + cover(items, demand, time_us, added=True).cost_us
 
 
 def position_us(problem: Problem) -> NDArray[np.float64]:
@@ -62,16 +69,52 @@ def _inplace_credit(problem: Problem) -> list[tuple[int, tuple[int, int, bool]]]
     return credit
 
 
-def _items(problem: Problem, gap: Gap) -> list[Item]:
+class _Absence(NamedTuple):
+    """Where a storage makes room: inclusive positions (none if last < first), from written to read back.
+
+    It is written before the position `written_by` and read after the position `read_after`.
+    """
+
+    first: int
+    last: int
+    written_by: int
+    read_after: int
+
+
+def _absences(after: int, before: int, long: list[int], first: int | None = None) -> Iterator[_Absence]:
+    """The ways to be away between uses at `after` and `before`: its transfers run beside some of the long operators.
+
+    Writing is beside the first few of them, reading beside the last few. Beside other operators it counts as away.
+    """
+    inside = [p for p in long if after < p < before]
+    bounds = [after, *inside, before]
+    for writing in range(len(inside) + 1):
+        begin = bounds[writing] + 1 if writing or first is None else first
+        for reading in range(len(inside) + 1 - writing):
+            end = bounds[-1 - reading]
+            if begin <= end:
+                yield _Absence(begin, end - 1, bounds[writing + 1], bounds[-2 - reading])
+
+
+def _items(problem: Problem, gap: Gap, long: list[int]) -> list[Item]:
     """The ways to give up a gap, at the least that each can cost."""
-    covered = ((_first_covered(problem, gap), gap.before - 1),)
+    first = _first_covered(problem, gap)
     items = []
     if gap.page_us < INFINITE_US and problem.tier is not None:
-        out_us = gap.out_us / len(problem.gaps_of[gap.storage])
+        gaps = problem.gaps_of[gap.storage]
+        out_us = gap.out_us / len(gaps)
         cost = problem.tier.compute_tax * (gap.in_us + out_us)
-        moves = transfers(problem, gap, problem.uses[gap.storage][0], out_us)
-        items.append(Item(covered, gap.nbytes, cost, gap.id, moves))
+        used = problem.gaps[gaps[0]].after
+        for away in _absences(gap.after, gap.before, long, first):
+            if away.last < away.first:
+                continue
+            moves = (
+                Transfer(0, used, away.written_by, out_us),
+                Transfer(int(problem.tier.duplex), away.read_after, gap.before, gap.in_us),
+            )
+            items.append(Item(((away.first, away.last),), gap.nbytes, cost, gap.id, moves))
     if problem.may_recompute(gap.storage, gap.before):
+        covered = ((first, gap.before - 1),)
         items.append(Item(covered, gap.nbytes, _share_us(problem, gap.storage), gap.id))
     return items
 
@@ -87,14 +130,7 @@ def _share_us(problem: Problem, storage: int) -> float:
     return problem.time_us[operator] * problem.nbytes[storage] / written if written else 0.0
 
 
-def transfers(problem: Problem, gap: Gap, written_after: int, out_us: float) -> tuple[Transfer, ...]:
-    """What paging a gap puts on the channels: `out_us` of writing from `written_after` on, then reading it back."""
-    assert problem.tier is not None
-    reading = int(problem.tier.duplex)
-    return Transfer(0, written_after, gap.before, out_us), Transfer(reading, gap.after, gap.before, gap.in_us)
-
-
-def _spilled(problem: Problem, storage: int, group: int) -> list[Item]:
+def _spilled(problem: Problem, storage: int, group: int, long: list[int]) -> list[Item]:
     """Ways to free a storage that may rest in the page file: each stretch between two uses costs reading it back.
 
     The stretch around the step's end also costs writing it, if the step changes it. A plan may free any of them alone.
@@ -103,14 +139,25 @@ def _spilled(problem: Problem, storage: int, group: int) -> list[Item]:
     assert tier is not None
     reading, in_us = int(tier.duplex), transfer_us(tier, nbytes, "in")
     out_us = transfer_us(tier, nbytes, "out") if problem.mutations[storage] else 0.0
-    around = (0, uses[0] - 1), (uses[-1] + 1, problem.end)
-    written = Transfer(0, (problem.mutations[storage] or [-1])[0], problem.end, out_us)
-    moves = (written, Transfer(reading, -1, uses[0], in_us))
-    items = [Item(around, nbytes, tier.compute_tax * (in_us + out_us), group, moves)]
+    changed = (problem.mutations[storage] or [-1])[0]
+    items = []
+    for head in _absences(-1, uses[0], long):
+        for tail in _absences(uses[-1], problem.end + 1, long):
+            if head.first > 0 or tail.last < problem.end:
+                continue  # it is in the page file before the step and after it
+            around = (head.first, head.last), (tail.first, tail.last)
+            moves = (
+                Transfer(0, changed, min(tail.written_by, problem.end), out_us),
+                Transfer(reading, head.read_after, uses[0], in_us),
+            )
+            items.append(Item(around, nbytes, tier.compute_tax * (in_us + out_us), group, moves))
     for after, before in zip(uses, uses[1:], strict=False):
-        back = Transfer(reading, after, before, in_us)
         group += 1
-        items.append(Item(((after + 1, before - 1),), nbytes, tier.compute_tax * in_us, group, (back,)))
+        for away in _absences(after, before, long):
+            if away.first > after + 1 or away.last < away.first:
+                continue  # it need not be written here, or makes no room
+            back = Transfer(reading, away.read_after, before, in_us)
+            items.append(Item(((away.first, away.last),), nbytes, tier.compute_tax * in_us, group, (back,)))
     return items
 
 

@@ -7,13 +7,15 @@ With m(p) the bytes freed at position p, a linear program over 0 <= x <= 1 (the 
 m is written as differences between neighbouring positions, so every gap stands in two rows instead of in every
 position it covers: the constraint matrix of a network, on which the dual simplex takes few steps.
 
-Transfers need time on their channel. The step is cut into segments of equal computing time; y(i, j) sums the transfers
-that must happen within segments i .. j and within no shorter stretch, and for every stretch
+Transfers need time on their channel. The step is cut into segments of about equal computing time, and at operators that
+take longer than that; y(i, j) sums the transfers that must happen within segments i .. j and within no shorter stretch,
+and for every stretch
 
     sum of y within the stretch  <=  sum over its segments of (computing time + s)
 
-with s(k) >= 0 the time by which segment k gets longer. In a bound (`added`) the s are all the time that is added, so
-their sum is minimised and is at least the sum of costs. To choose a plan they are stalls, on top of the costs.
+with s(k) >= 0 the time by which segment k gets longer (0 where the segment is one operator: one waits between them). In
+a bound (`added`) the s are all the time that is added, so their sum is minimised and is at least the sum of costs. To
+choose a plan they are stalls, on top of the costs.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ Entries = list[tuple[int, float]]
 
 _SCALE = 1 / 2**20  # bytes to MiB, so that coefficients stay near one
 _SCALE_US = 1e-3  # µs to ms
+_SEGMENTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,12 @@ class Cover:
     cost_us: float
 
 
-def cover(items: Sequence[Item], demand: Floats, position_us: Floats, *, added: bool, segments: int = 16) -> Cover:
+def long_positions(position_us: Floats) -> list[int]:
+    """Positions whose operator takes longer than a segment of the step."""
+    return [int(p) for p in np.nonzero(position_us > position_us.sum() / _SEGMENTS)[0]]
+
+
+def cover(items: Sequence[Item], demand: Floats, position_us: Floats, *, added: bool) -> Cover:
     """Solve the relaxation for `demand` bytes per position; `position_us` is the computing time of each position."""
     rows = np.nonzero(demand > 0)[0]
     if not len(rows):
@@ -74,7 +82,7 @@ def cover(items: Sequence[Item], demand: Floats, position_us: Floats, *, added: 
         program.add_cover(column, items[index], spans[index], len(rows))
     program.add_demand(demand[rows] * _SCALE)
     program.add_groups(columns, [items[i] for i in used])
-    program.add_channels(columns, [items[i] for i in used], _Segments(position_us, segments), added)
+    program.add_channels(columns, [items[i] for i in used], _Segments(position_us), added)
     solved = program.solve()
     if solved is None:
         return Cover(np.ones(len(items)), float("inf"))
@@ -94,24 +102,36 @@ def _in_rows(item: Item, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 class _Segments:
-    """Positions cut into stretches of about equal computing time.
+    """Positions cut into stretches of about equal computing time; an operator longer than that is one by itself.
 
-    What happens between two positions (stalls, recomputations) counts to the segment of the first.
+    What happens between two positions (stalls, recomputations) counts to the segment of the first, or to the segment
+    after it, where that is one long operator.
     """
 
-    def __init__(self, position_us: Floats, count: int) -> None:
-        ends = np.cumsum(position_us)
-        total = float(ends[-1]) if len(ends) else 0.0
-        middle = ends - position_us / 2
-        self.of = np.minimum((middle / max(total, 1e-9) * count).astype(np.int64), count - 1)
-        self.time_us = np.bincount(self.of, weights=position_us, minlength=count)
-        self.count = count
+    def __init__(self, position_us: Floats) -> None:
+        long, length = set(long_positions(position_us)), float(position_us.sum()) / _SEGMENTS
+        times, self._before = [0.0], []
+        self.long: list[int] = []
+        for position, time_us in enumerate(position_us.tolist()):
+            self._before.append(len(times) - 1)
+            if position in long:
+                self.long.append(len(times))
+                times += [time_us, 0.0]
+                continue
+            if times[-1] + time_us / 2 >= length:
+                times.append(0.0)
+            times[-1] += time_us
+        self.time_us = np.array(times)
+
+    @property
+    def count(self) -> int:
+        return len(self.time_us)
 
     def stretch(self, transfer: Transfer) -> tuple[int, int]:
         """First and last segment in which a transfer may run."""
-        last = len(self.of) - 1
-        first = int(self.of[max(0, min(transfer.after, last))])
-        return first, max(first, int(self.of[max(0, min(transfer.before - 1, last))]))
+        last = len(self._before) - 1
+        first = self._before[max(0, min(transfer.after + 1, last))]
+        return first, max(first, self._before[max(0, min(transfer.before, last))])
 
 
 @dataclass(slots=True)
@@ -167,6 +187,8 @@ class _Program:
 
     def add_channels(self, columns: list[int], items: list[Item], segments: _Segments, added: bool) -> None:
         longer = [self.column(1.0, 0.0, highspy.kHighsInf) for _ in range(segments.count)]
+        for segment in segments.long:
+            self.upper[longer[segment]] = 0.0
         if added:
             row = self.row(0.0, highspy.kHighsInf)
             for column in longer:

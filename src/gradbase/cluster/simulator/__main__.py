@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from gradbase.cluster.simulator._compiled import is_compiled, run_compiled
 from gradbase.cluster.simulator._hunt import Totals, hunt
 from gradbase.cluster.simulator._plan import draw_plan
 from gradbase.cluster.simulator._simulation import Outcome, Simulation
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.runs < 1 or options.seed < 0:
             raise UsageError(f"{options.runs} runs from seed {options.seed}", "at least one run, and seeds from 0 on")
+        if options.compiled:
+            return run_compiled(_plain_arguments(options))
         return _show(options.seed) if options.history else _hunt(options.seed, options.runs, options.failures)
     except GradbaseError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
@@ -37,7 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default %(default)s)")
     parser.add_argument("--failures", type=int, default=1, help="stop after so many failing seeds (%(default)s)")
     parser.add_argument("--history", action="store_true", help="print all that was noted in the run of --seed")
+    parser.add_argument("--compiled", action="store_true", help="run compiled code: the same, faster; builds it first")
     return parser
+
+
+def _plain_arguments(options: argparse.Namespace) -> list[str]:
+    numbers = [f"--{name}={getattr(options, name)}" for name in ("runs", "seed", "failures")]
+    return [*numbers, "--history"] if options.history else numbers
 
 
 def _hunt(first: int, runs: int, failures_max: int) -> int:
@@ -61,6 +70,8 @@ def _summary(first: int, totals: Totals) -> dict[str, object]:
         "cpu_s": round(totals.cpu_s, 3),
         "events_per_cpu_s": round(totals.events_per_cpu_s),
         "runs_per_cpu_s": round(totals.runs / totals.cpu_s, 1),
+        "outcomes_crc32": f"{totals.outcomes_crc32:08x}",
+        "code": "compiled" if is_compiled() else "plain",
     }
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from gradbase.cluster.simulator._plan import draw_plan
 from gradbase.cluster.simulator._simulation import Machines, Outcome, Simulation
@@ -17,13 +18,16 @@ COLLECT_EVERY_RUNS = 2_000  # runs leave no cycles behind but where they fail; l
 
 @dataclass
 class Totals:
-    """Of all runs so far. `failed` has the outcomes with violations; `cpu_s` is this process's own time."""
+    """Of all runs so far. `failed` has the outcomes with violations; `cpu_s` is this process's own time. Two hunts with
+    the same `outcomes_crc32` had the same outcome of every seed.
+    """
 
     runs: int = 0
     events: int = 0
     messages: int = 0
     terms: int = 0
     virtual_us: int = 0
+    outcomes_crc32: int = 0
     cpu_s: float = 0.0
     failed: list[Outcome] = field(default_factory=list)
 
@@ -37,8 +41,15 @@ class Totals:
         self.messages += outcome.messages
         self.terms += outcome.terms
         self.virtual_us += outcome.virtual_us
+        self.outcomes_crc32 = crc32(_in_short(outcome).encode(), self.outcomes_crc32)
         if outcome.violations:
             self.failed.append(outcome)
+
+
+def _in_short(outcome: Outcome) -> str:
+    violations = [str(violation) for violation in outcome.violations]
+    numbers = (outcome.plan.seed, outcome.events, outcome.messages, outcome.virtual_us, outcome.terms)
+    return f"{numbers} {violations}"
 
 
 def hunt(

@@ -120,6 +120,14 @@ def test_numbers() -> None:
     assert found.why.num_rows >= len(item) and "<svg" in found.html()
 
 
+def test_many_whole_numbers_that_may_be_measured_are_not_read_as_classes_in_silence() -> None:
+    ratings = {"item": [i // 2 for i in range(60)], "worker": [i % 2 for i in range(60)], "rating": list(range(60))}
+    found = gradbase.crowd(ratings, columns={"label": "rating"})
+    assert found.kind == "classes" and "60 whole numbers are read as classes" in " ".join(found.notes)
+    assert not gradbase.crowd(ratings, columns={"label": "rating"}, kind="classes").notes
+    assert gradbase.crowd(ratings, columns={"label": "rating"}, kind="numbers").kind == "numbers"
+
+
 SETS = {
     "item": [1, 1, 1, 1, 2, 2, 2, 2, 3, 3],
     "worker": ["a", "a", "b", "b", "a", "a", "b", "b", "a", "b"],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import duckdb
 import pyarrow as pa
+import pytest
 
 import gradbase
+from gradbase.common.errors import TableError
 from gradbase.tables.match_tables import golden_table, table_names
 
 
@@ -42,3 +44,9 @@ def test_a_golden_table_has_a_reason_for_every_cell() -> None:
 def test_tables_are_called_like_their_files() -> None:
     assert table_names("x/fodors.csv", "zagats.csv.gz") == ("fodors", "zagats")
     assert table_names("x/t.csv", "y/t.csv") == table_names({}, "y.csv") == ("a", "b")
+
+
+@pytest.mark.parametrize("golden", [True, False])
+def test_records_that_say_nothing_are_refused(golden: bool) -> None:
+    with pytest.raises(TableError, match="table 'a' has no values to compare"):
+        gradbase.match({"id": [1, 2, 3], "name": [None, "", "NaN"]}, golden=golden)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gradbase.tables.crowd import Claims, Features, Result
 
 KINDS = ("auto", "classes", "numbers", "sets")
+_CLASSES_NOTED = 20  # of whole numbers as labels so many may well be measured
 _NUMBERS = ("value", "number", "score", "estimate", "measurement")  # columns that hold numbers where all are numbers
 _YES, _NO = ("1", "true", "yes", "y", "t"), ("0", "false", "no", "n", "f")
 _INFINITE = ("inf", "infinity")
@@ -107,7 +108,7 @@ def read_claims(
         coded = read_coded(scan, workspace, (ITEM, WORKER, LABEL, ANSWER), columns)
     chosen = _kind(coded, kind, "answer" in (columns or {}))
     claims = _claims(coded, chosen, [] if features is None else features.items)
-    return claims, coded.counts(), _notes(coded, claims)
+    return claims, coded.counts(), _notes(coded, claims, kind == "auto")
 
 
 def _kind(coded: CodedTable, kind: str, answer_given: bool) -> str:
@@ -124,7 +125,7 @@ def _kind(coded: CodedTable, kind: str, answer_given: bool) -> str:
         return kind
     labels, called = coded.names["label"], coded.columns["label"].lower()
     _refuse_infinite(labels)
-    if not all(_is_number(name) for name in labels):
+    if not _are_numbers(labels):
         return "classes"
     whole = all(float(name).is_integer() for name in labels)
     return "numbers" if not whole or (called in _NUMBERS and len(labels) > 2) else "classes"
@@ -137,6 +138,10 @@ def _refuse_infinite(labels: NDArray[Any]) -> None:
         raise TableError(
             f"label {wrong[0]!r} is not finite, and all others are numbers", "leave the row out, or say --kind classes"
         )
+
+
+def _are_numbers(names: NDArray[Any]) -> bool:
+    return all(_is_number(name) for name in names)
 
 
 def _is_number(name: Any) -> bool:
@@ -197,7 +202,8 @@ def with_more_names(
     return every[order], place[codes]
 
 
-def _notes(coded: CodedTable, claims: Claims) -> list[str]:
+def _notes(coded: CodedTable, claims: Claims, chosen_here: bool) -> list[str]:
+    """What has to be said of the claims. `chosen_here`: nobody said of which kind they are."""
     notes = []
     if coded.rows_missing:
         notes.append(f"{coded.rows_missing} of {coded.rows_read} rows lack an item, worker or label and are left out")
@@ -208,6 +214,9 @@ def _notes(coded: CodedTable, claims: Claims) -> list[str]:
         notes.append(f"{twice} times a worker answered an item in different ways: the answers share one vote")
     if claims.kind == "classes" and len(claims.classes) == 1:
         notes.append(f"all labels are {str(claims.classes[0])!r}: every item gets that value")
+    many = chosen_here and claims.kind == "classes" and len(claims.classes) > _CLASSES_NOTED
+    if many and _are_numbers(claims.classes):
+        notes.append(f"{len(claims.classes)} whole numbers are read as classes; for measurements say kind numbers")
     return notes
 
 

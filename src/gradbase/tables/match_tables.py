@@ -142,6 +142,8 @@ def records_of(columns: dict[str, list[str | None]], name: str, identity: str | 
     ids = columns.pop(chosen) if chosen is not None else None
     if not columns:
         raise TableError(f"table {name!r} has no columns to compare", "expected one or more beside the id")
+    if all(cell is None for column in columns.values() for cell in column):
+        raise TableError(f"table {name!r} has no values to compare", "all cells beside the id are missing")
     return Records.from_columns(columns, ids, name)
 
 

@@ -54,7 +54,7 @@ def write(folder: Path, content: str | bytes, name: str = "t.csv") -> Path:
 def test_damaged_csv(content: str | bytes, told: str, tmp_path: Path) -> None:
     path = write(tmp_path, content)
     text = refused(path)
-    assert told in text and str(path) in text
+    assert told in text and text.count(str(path)) == 1
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.duckdb", "t.sqlite", "t.db"])

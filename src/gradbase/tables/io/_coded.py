@@ -14,7 +14,7 @@ from gradbase.common.errors import TableError
 from gradbase.tables.io._columns import Role, resolve
 from gradbase.tables.io._machine import LABEL_BYTES, available_bytes, refuse_too_many
 from gradbase.tables.io._scan import Scan
-from gradbase.tables.io._workspace import Workspace, literal, quoted
+from gradbase.tables.io._workspace import Workspace, literal, quoted, unread
 
 Codes = NDArray[np.int32]
 MISSING = ("", "nan", "NaN", "null", "NULL")  # besides what a format itself calls missing
@@ -94,7 +94,7 @@ def _load(scan: Scan, workspace: Workspace, columns: Mapping[str, str]) -> int:
     try:
         workspace.rows(f"CREATE TEMP TABLE raw AS SELECT {', '.join(texts)} FROM {source}")
     except TableError as error:
-        raise TableError(f"{scan.name} cannot be read: {error.problem}", *error.remedies) from error
+        raise unread(scan.name, error) from error
     return int(workspace.value("SELECT count(*) FROM raw"))
 
 

@@ -15,7 +15,7 @@ from gradbase.common.errors import TableError
 from gradbase.tables.io._coded import as_text, says_something
 from gradbase.tables.io._columns import ITEM, Role, resolve
 from gradbase.tables.io._scan import Scan
-from gradbase.tables.io._workspace import Workspace, quoted
+from gradbase.tables.io._workspace import Workspace, quoted, unread
 
 Floats = NDArray[np.float32]
 
@@ -31,7 +31,7 @@ def read_texts(scan: Scan, workspace: Workspace, columns: Sequence[str] | None =
         workspace.rows("SET preserve_insertion_order = true")
         rows = workspace.table(f"SELECT {', '.join(texts)} FROM {scan.relation(wanted)}")
     except TableError as error:
-        raise TableError(f"{scan.name} cannot be read: {error.problem}", *error.remedies) from error
+        raise unread(scan.name, error) from error
     return {name: rows[name].to_pylist() for name in wanted}
 
 

@@ -100,7 +100,7 @@ class Workspace:
         try:
             self.rows(f"CREATE TEMP TABLE held_{self._names} AS SELECT * FROM {relation}")
         except TableError as error:
-            raise TableError(f"{name} cannot be read: {error.problem}", *error.remedies) from error
+            raise unread(name, error) from error
         return f"held_{self._names}"
 
     def closes(self, resource: Any) -> None:
@@ -120,6 +120,12 @@ def quoted(name: str) -> str:
 def literal(text: str) -> str:
     """A string constant."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def unread(name: str, error: TableError) -> TableError:
+    """The error about an input that cannot be read; who read it may have named it already."""
+    start = f"{name} cannot be read: "
+    return TableError(start + error.problem.removeprefix(start), *error.remedies)
 
 
 def told(error: Exception) -> str:

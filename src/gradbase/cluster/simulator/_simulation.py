@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from itertools import count
 from random import Random
 from traceback import extract_tb
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from gradbase.cluster.simulator._disk import Disk
 from gradbase.cluster.simulator._plan import Fault, Plan
@@ -45,17 +45,17 @@ from gradbase.store.machine.notes import Note
 Machine: TypeAlias = Coordinator | Session | Shard
 Pages: TypeAlias = StepPages | CountPages
 
-TICK_US = 2_000
-LATENCY_US = 20  # and up to SPREAD_US more
-SPREAD_US = 200
-LATE_US_MAX = 40_000  # how late an odd message may be: several timeouts
-SYNC_US = 150
-SLOW_SYNC_US = 20_000
-WRITE_US = 1_000
-COMPUTE_US = 300
-RESTART_US = 1_000
-ZOMBIE_US = 20_000  # how long after the last fault a process may go on beside its successor
-PATIENCE_US = 3_000_000  # after the last fault; then the run counts as stuck
+TICK_US: Final = 2_000
+LATENCY_US: Final = 20  # and up to SPREAD_US more
+SPREAD_US: Final = 200
+LATE_US_MAX: Final = 40_000  # how late an odd message may be: several timeouts
+SYNC_US: Final = 150
+SLOW_SYNC_US: Final = 20_000
+WRITE_US: Final = 1_000
+COMPUTE_US: Final = 300
+RESTART_US: Final = 1_000
+ZOMBIE_US: Final = 20_000  # how long after the last fault a process may go on beside its successor
+PATIENCE_US: Final = 3_000_000  # after the last fault; then the run counts as stuck
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ class Simulation:
         self._odd = plan.odd
         self._calm = False
         self._cut: list[Process] = []
-        self._heap: list[tuple[int, int, Address | None, Any]] = []
+        self._heap: list[tuple[int, int, Any, Any]] = []  # time, order; for whom, a message; or None, a call
         self._order = count(1).__next__  # of two things at the same time, the one asked for first comes first
         self._events = 0
         self._messages = 0
-        self._at: dict[Address, Process] = {}
+        self._at: dict[Any, Process] = {}  # by address
         self._zombies: list[Process] = []
         self._full: list[Address] = []
         self._starting: set[Address] = set()
@@ -200,13 +200,13 @@ class Simulation:
     def _give_up(self) -> None:
         raise _Over
 
-    def _carry(self, process: Process, effects: list[Effect]) -> None:
+    def _carry(self, process: Process, effects: list[Any]) -> None:
         """Carry out what a machine asked for, in order. A message costs one random number, for delay or oddness."""
         draw, order, heap = self._draw, self._order, self._heap
         soonest_us = self.now_us + LATENCY_US
         odd = 1.0 if self._cut else self._odd
         for effect in effects:
-            if effect.__class__ is Send:
+            if type(effect) is Send:
                 to, message = effect
                 luck = draw()
                 if luck < odd:
@@ -214,9 +214,9 @@ class Simulation:
                 else:
                     heappush(heap, (soonest_us + int(luck * SPREAD_US), order(), to, message))
             else:
-                _DO[effect.__class__](self, process, effect)
+                _DO[type(effect)](self, process, effect)
 
-    def _send_oddly(self, process: Process, to: Address, message: Any, luck: float) -> None:
+    def _send_oddly(self, process: Process, to: Any, message: Any, luck: float) -> None:
         if process in self._cut or self._at.get(to) in self._cut:
             return
         kind = int(luck * 2**30) % 4 if luck < self._odd else 3
@@ -227,13 +227,13 @@ class Simulation:
         late_us = self._random.randrange(LATE_US_MAX) if kind == 2 else 0
         self._put(self.now_us + LATENCY_US + int(luck * SPREAD_US) + late_us, to, message)
 
-    def _put(self, at_us: int, address: Address | None, what: Any) -> None:
+    def _put(self, at_us: int, address: Any, what: Any) -> None:
         heappush(self._heap, (at_us, self._order(), address, what))
 
     def _after(self, delay_us: int, what: Callable[[], None]) -> None:
         heappush(self._heap, (self.now_us + delay_us, self._order(), None, what))
 
-    def _give_zombies(self, address: Address, message: Any) -> None:
+    def _give_zombies(self, address: Any, message: Any) -> None:
         """What is sent to an address half the time also reaches a process that should no longer be there."""
         for zombie in list(self._zombies):
             if zombie.address == address and zombie.hung_until_us <= self.now_us and self._draw() < 0.5:

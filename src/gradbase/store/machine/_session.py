@@ -11,7 +11,6 @@ from gradbase.store.machine import notes
 from gradbase.store.machine.consistency import Job
 from gradbase.store.machine.messages import (
     COORDINATOR,
-    Address,
     Beat,
     Busy,
     Durable,
@@ -73,7 +72,7 @@ class Session(ABC):
         self.selection: object = None
         self._note = note
         self._out: list[Effect] = []
-        self._shards: list[Address] = [("shard", shard) for shard in range(job.shards)]
+        self._shards: list[object] = [("shard", shard) for shard in range(job.shards)]  # addresses
         self._open = False  # the term has a view, and this session has it
         self._all = job.shards
         self._retains = job.retains

@@ -11,7 +11,6 @@ from gradbase.store.machine import notes
 from gradbase.store.machine.consistency import Job
 from gradbase.store.machine.messages import (
     COORDINATOR,
-    Address,
     Append,
     CheckpointKept,
     CheckpointState,
@@ -77,7 +76,7 @@ class Shard(ABC):
         self._note = note
         self._out: list[Effect] = []
         self._wal = job.durability == "wal"
-        self._workers: list[Address] = [("worker", worker) for worker in range(job.slots)]
+        self._workers: list[object] = [("worker", worker) for worker in range(job.slots)]  # addresses
         self._sessions = [0] * job.slots
         self._members: tuple[tuple[int, int, int], ...] = ()
         self._told = [0] * job.slots  # per worker, the last durable number it was given

@@ -8,7 +8,7 @@ asp      no bound; every update is still used exactly once
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from gradbase.common.errors import UsageError
 
@@ -16,7 +16,7 @@ Consistency = Literal["bsp", "ssp", "asp"]
 Durability = Literal["none", "checkpoint", "wal"]
 Logging = Literal["command", "physical"]
 
-UNBOUNDED = 1 << 62  # the staleness of asp
+UNBOUNDED: Final = 1 << 62  # the staleness of asp
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import le
-from typing import Any
+from typing import Any, Final
 
 from gradbase.store.machine import notes
 from gradbase.store.machine._ranges import numbers_in
 from gradbase.store.machine.consistency import UNBOUNDED, Job
 from gradbase.store.machine.messages import NO_BATCH, Payload
 
-DIGIT_BITS = 4  # of the number that counts batches: one hexadecimal digit a batch
+DIGIT_BITS: Final = 4  # of the number that counts batches: one hexadecimal digit a batch
 
 Expected = Callable[[int, int, int], Payload]
 
@@ -108,7 +108,7 @@ class _Judge:
         position = 0
         for position, note in enumerate(history):
             self._position = position
-            handlers[note.__class__](note)
+            handlers[type(note)](note)
 
     def _broken(self, invariant: str, problem: str) -> None:
         self.violations.append(Violation(invariant, problem, self._position))

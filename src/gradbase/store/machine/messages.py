@@ -15,7 +15,7 @@ slab, tensors, in the simulator integers) that only the engine and its `Pages` l
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 Payload: TypeAlias = object
 Address: TypeAlias = tuple[str, int]
@@ -23,7 +23,7 @@ Ranges: TypeAlias = tuple[tuple[int, int], ...]  # half open, ascending, not tou
 Clock: TypeAlias = tuple[int, ...]  # bsp: one entry a lane; ssp and asp: one a slot
 
 COORDINATOR: Address = ("coordinator", 0)
-NO_BATCH = -1
+NO_BATCH: Final = -1
 
 # `new(Send, (to, message))` is `Send(to, message)` in half the time: for what every message of a run goes through.
 new = tuple.__new__

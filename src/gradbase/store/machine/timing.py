@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-_NEVER_US = 1 << 62  # later than any clock says, so that the first tick finds that nothing passed
+from typing import Final
+
+_NEVER_US: Final = 1 << 62  # later than any clock says, so that the first tick finds that nothing passed
 
 
 class Stopwatch:

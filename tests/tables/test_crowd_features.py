@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gradbase.common.errors import TableError
@@ -19,6 +24,15 @@ def test_items_without_labels_join_in_the_order_of_names() -> None:
     features = features_for(claims, found)
     assert features.text == {"color": ["red", "", "blue", "green"]}
     np.testing.assert_array_equal(features.numeric, [[1], [2], [3], [np.nan]])
+
+
+def test_the_index_of_a_frame_whose_rows_were_moved_is_no_feature(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"item": [5, 7, 30], "size": [1.0, 2.0, 3.0]}).iloc[[2, 0, 1]]
+    frame.to_parquet(tmp_path / "moved.parquet")
+    assert "__index_level_0__" in pq.read_schema(tmp_path / "moved.parquet").names
+    for moved in (tmp_path / "moved.parquet", pa.Table.from_pandas(frame), frame):
+        found = load_features(moved, None, None)
+        assert found.numeric is not None and found.numeric.tolist() == [[3.0], [1.0], [2.0]]
 
 
 def test_a_matrix_has_to_know_every_item() -> None:

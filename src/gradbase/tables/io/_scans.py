@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,7 @@ _ENDINGS = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet", ".duckdb": "duckdb",
     ".ddb": "duckdb", ".sqlite": "sqlite", ".sqlite3": "sqlite", ".db": "duckdb",
 }  # fmt: skip
+_INDEX = re.compile(r"__index_level_\d+__")
 READABLE = "CSV, TSV, Parquet, DuckDB or SQLite file, or postgresql://..."
 
 
@@ -111,7 +114,7 @@ def _parquet_scan(path: Path, workspace: Workspace) -> Scan:
         rows = int(pyarrow.parquet.read_metadata(path).num_rows)
     except (arrow.ArrowException, OSError) as error:
         raise TableError(f"{path} is not a Parquet file that can be read", str(error).splitlines()[0]) from error
-    return sql_scan(f"read_parquet({literal(str(path))})", str(path), workspace, rows)
+    return _without_index(sql_scan(f"read_parquet({literal(str(path))})", str(path), workspace, rows))
 
 
 def _duckdb_scan(path: Path, workspace: Workspace, table: str | None, query: str | None) -> Scan:
@@ -162,8 +165,13 @@ def _relation_scan(relation: Any, workspace: Workspace, name: str) -> Scan:
 def _arrow_scan(source: Any, workspace: Workspace) -> Scan:
     table = _as_arrow(source)
     shown = workspace.show(table)
-    scan = sql_scan(shown, f"the {type(source).__name__}", workspace, table.num_rows)
-    return scan
+    return _without_index(sql_scan(shown, f"the {type(source).__name__}", workspace, table.num_rows))
+
+
+def _without_index(scan: Scan) -> Scan:
+    """Without the numbers of rows that pandas writes beside the columns of a frame, which are where a row once was."""
+    kept = {name: kind for name, kind in scan.columns.items() if not _INDEX.fullmatch(name)}
+    return replace(scan, columns=kept or scan.columns)
 
 
 def _as_arrow(source: Any) -> Any:

@@ -38,6 +38,7 @@ def plain(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @compiles
+@pytest.mark.slow
 def test_compiled_runs_have_the_same_outcomes(capfd: pytest.CaptureFixture[str]) -> None:
     """Every seed's: `outcomes_crc32` is of them all."""
     runs = ("--runs", "400", "--seed", "11")

@@ -120,6 +120,12 @@ def test_numbers() -> None:
     assert found.why.num_rows >= len(item) and "<svg" in found.html()
 
 
+@pytest.mark.parametrize("called", ["value", "score", "estimate", "measurement"])
+def test_columns_that_hold_numbers_are_found_by_name(called: str) -> None:
+    found = gradbase.crowd({"item": [1, 1, 2, 2], "worker": ["a", "b"] * 2, called: [3, 4, 70, 72]})
+    assert found.kind == "numbers"
+
+
 def test_many_whole_numbers_that_may_be_measured_are_not_read_as_classes_in_silence() -> None:
     ratings = {"item": [i // 2 for i in range(60)], "worker": [i % 2 for i in range(60)], "rating": list(range(60))}
     found = gradbase.crowd(ratings, columns={"label": "rating"})

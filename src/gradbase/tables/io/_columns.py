@@ -22,7 +22,7 @@ class Role:
 ITEM = Role("item", ("task", "question", "example", "unit", "instance", "document", "image", "sentence"))
 WORKER = Role("worker", ("performer", "annotator", "rater", "labeler", "labeller", "coder", "judge", "user", "turker"))
 LABEL = Role("label", ("value", "answer", "response", "class", "category", "annotation", "judgment", "judgement",
-                       "rating", "score", "tag"))
+                       "rating", "score", "tag", "estimate", "measurement"))
 ANSWER = Role("answer", ("yes", "vote", "present", "applies"), required=False)
 OBJECT = Role("object", ("entity", "item", "key", "subject"))
 ATTRIBUTE = Role("attribute", ("property", "predicate", "field", "column"), required=False)

@@ -40,6 +40,7 @@ from gradbase.executor import (
     random_state_kept,
     tier_of,
     traits_of,
+    update_workspace_bytes,
 )
 from gradbase.explain import Measurements, render_html, render_json, render_perfetto, render_text
 from gradbase.ir.costs import Costs, Tier
@@ -390,9 +391,10 @@ def _eager_bytes(
     storages = program.plan.storages
     staying = sum(s.nbytes for s in storages if s.external and s.kind != "accumulator")
     gradients = sum(s.nbytes for s in storages if s.kind == "gradient")
-    workspaces = [storages[s].nbytes for o, s in program.workspaces.items() if o in program.tail.updates]
+    updates = [program.plan.operators[o].signature for o in program.tail.updates]
+    workspace = max((update_workspace_bytes(statistics[s]) for s in updates if s in statistics), default=0)
     step = eager_peak_bytes(model, loss, batch, eager_extras(statistics))
-    return staying + max(step, gradients + max(workspaces, default=0))
+    return staying + max(step, gradients + workspace)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -1,5 +1,6 @@
 """Capture a training step: the user's model, loss and optimizer as one logical plan."""
 
+from gradbase.capture._blocks import BlockStep, takes_blocks
 from gradbase.capture._capture import Captured, capture_step
 from gradbase.capture._eager import eager_peak_bytes
 from gradbase.capture._optimizer import PartialStep, is_separable
@@ -7,6 +8,7 @@ from gradbase.capture._program import Call, Kept, Program, Ref, eager_signature
 from gradbase.capture._updates import Update
 
 __all__ = [
+    "BlockStep",
     "Call",
     "Captured",
     "Kept",
@@ -18,4 +20,5 @@ __all__ = [
     "eager_peak_bytes",
     "eager_signature",
     "is_separable",
+    "takes_blocks",
 ]

@@ -49,7 +49,8 @@ class PartialStep:
     def __init__(self, optimizer: optim.Optimizer, parameters: Sequence[torch.Tensor]) -> None:
         wanted = {id(p) for p in parameters}
         members = [[p for p in group["params"] if id(p) in wanted] for group in optimizer.param_groups]
-        self._optimizer = optimizer
+        self.optimizer = optimizer
+        self.parameters = tuple(parameters)
         self._parts = [(index, owned) for index, owned in enumerate(members) if owned]
         self._stand_in = copy.copy(optimizer)
         # Without the wrappers that profile, run hooks and break dynamo graphs at every call.
@@ -58,13 +59,13 @@ class PartialStep:
     @property
     def state(self) -> Any:
         """The optimizer's state, shared with it."""
-        return self._optimizer.state
+        return self.optimizer.state
 
     def __call__(self) -> None:
         """Run the update. Gradients are in `.grad`; gradients must be disabled by the caller."""
         # Looked up at every call: load_state_dict replaces both.
-        groups = self._optimizer.param_groups
-        self._stand_in.state = self._optimizer.state
+        groups = self.optimizer.param_groups
+        self._stand_in.state = self.optimizer.state
         self._stand_in.param_groups = [{**groups[index], "params": owned} for index, owned in self._parts]
         self._step(self._stand_in)
 

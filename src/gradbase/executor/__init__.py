@@ -13,6 +13,7 @@ from gradbase.executor._analyze import (
     process_bytes,
     tier_of,
     traits_of,
+    update_workspace_bytes,
 )
 from gradbase.executor._bench import random_state_kept
 from gradbase.executor._engine import Engine, Planned
@@ -37,4 +38,5 @@ __all__ = [
     "random_state_kept",
     "tier_of",
     "traits_of",
+    "update_workspace_bytes",
 ]

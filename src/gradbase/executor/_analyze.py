@@ -204,3 +204,9 @@ def eager_extras(statistics: Mapping[str, OperatorStatistics]) -> Callable[..., 
         return found[key]
 
     return extra
+
+
+def update_workspace_bytes(entry: OperatorStatistics) -> int:
+    """What eager's update takes beside parameters, gradients and state: of whole parameters."""
+    trait = Trait.decoded(entry.details)
+    return max(trait.workspace_bytes, trait.whole_bytes)

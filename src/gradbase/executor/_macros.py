@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import optim
 
-from gradbase.capture import PartialStep, Program, Update
+from gradbase.capture import BlockStep, PartialStep, Program, Update
 from gradbase.executor._codegen import _Windows
 from gradbase.executor._traits import Trait, Workspace
 
@@ -87,8 +87,14 @@ class MacroFactory:
         ]
         spilled = list(self._spilled(update.names, windows))
         weights = list(self._weights(update.names, windows))
-        arms = _Arms(self._frames, self._traits.get(operator), windows, spilled)
-        return _UpdateCall(PartialStep(self._optimizer, owned), pairs, weights, spilled, arms, self._optimizer)
+        trait = self._traits.get(operator, Trait())
+        arms = _Arms(self._frames, trait, windows, spilled)
+        if trait.blocks:
+            frames = {item.key: item.frame for item in spilled}
+            step: Callable[[], None] = BlockStep(self._optimizer, owned[0], frames)
+        else:
+            step = PartialStep(self._optimizer, owned)
+        return _UpdateCall(step, pairs, weights, spilled, arms, self._optimizer)
 
     def _weights(self, names: Sequence[str], windows: _Windows) -> Iterator[SpilledWeight]:
         for name in names:
@@ -142,9 +148,8 @@ class MacroFactory:
 class _Arms:
     """Arms the allocator for an update's temporaries: other ones when it creates the optimizer's state."""
 
-    def __init__(self, frames: Any, trait: Trait | None, windows: _Windows, spilled: Sequence[Spilled]) -> None:
+    def __init__(self, frames: Any, trait: Trait, windows: _Windows, spilled: Sequence[Spilled]) -> None:
         self._frames = frames
-        trait = trait or Trait()
         frame_of = {item.key: item.frame for item in spilled}
         created = [
             (index, frame_of[key].data_ptr(), frame_of[key].untyped_storage().nbytes())
@@ -179,7 +184,7 @@ class _UpdateCall:
 
     def __init__(
         self,
-        step: PartialStep,
+        step: Callable[[], None],
         pairs: Sequence[tuple[torch.nn.Parameter, torch.Tensor]],
         weights: Sequence[SpilledWeight],
         spilled: Sequence[Spilled],
@@ -204,7 +209,7 @@ class _UpdateCall:
 
     def _run(self) -> None:
         state = self._optimizer.state
-        first = not state[self._pairs[0][0]]
+        first = not state.get(self._pairs[0][0])
         for parameter, gradient in self._pairs:
             parameter.grad = gradient
         if not first:

@@ -19,7 +19,7 @@ from torch import optim
 from torch.profiler import ProfilerActivity, profile
 
 from gradbase.buffer import AllocationLog, Frames
-from gradbase.capture import Call, PartialStep, Program, Update
+from gradbase.capture import BlockStep, Call, PartialStep, Program, Update, takes_blocks
 from gradbase.catalog import OperatorStatistics
 from gradbase.common.malloc import release_freed_memory
 from gradbase.executor._bench import ALIGNMENT_BYTES, Bench, materialized, random_state_kept, widest_bytes
@@ -173,17 +173,37 @@ class Analyzer:
             run()
             _, log = _observed(run, self._device)
             return self._statistics(operator, _timed(run, self._device), log.peak_bytes, Trait(), "macro")
-        _, creating = self._frames.record(run)
-        run()
-        _, steady = self._frames.record(run)
+        creating, steady = self._both_logs(run)
+        blocks = self._in_blocks(run, update)
+        whole_bytes = pack_workspace(steady.allocations).nbytes
+        if blocks is not None:
+            run.state.clear()
+            run = blocks
+            creating, steady = self._both_logs(run)
         trait = Trait(
             workspace=pack_workspace(steady.allocations),
             first=pack_workspace(creating.allocations),
-            created=_created(run, creating),
+            created=() if blocks else _created(run, creating),
+            blocks=blocks is not None,
+            whole_bytes=whole_bytes,
         )
         scratch_bytes = max(_unplanned_bytes(steady, trait.workspace), _unplanned_bytes(creating, trait.first))
         served = self._served(run, trait, self._bench.spare(trait.workspace_bytes))
         return self._statistics(operator, _timed(served, self._device), scratch_bytes, trait, "macro")
+
+    def _both_logs(self, run: Callable[[], None]) -> tuple[AllocationLog, AllocationLog]:
+        """What an update allocates when it makes the optimizer's state, and afterwards."""
+        _, creating = self._frames.record(run)
+        run()
+        _, steady = self._frames.record(run)
+        return creating, steady
+
+    def _in_blocks(self, whole: PartialStep, update: Update) -> BlockStep | None:
+        """The update in blocks, of the same stand-in, if it gives the same bits."""
+        (parameter, *others) = whole.parameters
+        if others or not takes_blocks(self._optimizer, self._parameters[update.names[0]]):
+            return None
+        return BlockStep(whole.optimizer, parameter)
 
     def _served(self, run: Callable[[], None], trait: Trait, address: int) -> Callable[[], None]:
         if not trait.workspace.places:

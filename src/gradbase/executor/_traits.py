@@ -16,7 +16,7 @@ from gradbase.ir.logical import Operator, Storage, Tensor
 # Allocations below this stay with malloc: a plan need not bother with them.
 _WORTH_PLANNING_BYTES = 4096
 _ALIGNMENT_BYTES = 64
-_FORMAT = 4  # of the details in the catalogue; count up when their meaning changes
+_FORMAT = 5  # of the details in the catalogue; count up when their meaning changes
 
 Layout = tuple[str, tuple[int, ...], tuple[int, ...]]
 
@@ -64,7 +64,8 @@ class Trait:
     itself is None where results are not allocations of their own. `layouts[i]` is (dtype, shape, strides) as the
     kernel really returns it. `native` is False for a kernel whose out= form refuses memory that is not its own to
     resize. For an update, `first` is the workspace of the one that creates the optimizer's state, and `created`
-    says which of its allocations become state, as (key, index). `packing` is None for all that do not use the region.
+    says which of its allocations become state, as (key, index); `blocks` says that it runs block by block, which
+    eager's does not, and `whole_bytes` is eager's workspace. `packing` is None for all that do not use the region.
     """
 
     served: tuple[int | None, ...] | None = None
@@ -74,6 +75,8 @@ class Trait:
     native: bool = True
     created: tuple[tuple[str, int], ...] = ()
     packing: Packing | None = None
+    blocks: bool = False
+    whole_bytes: int = 0
 
     @property
     def workspace_bytes(self) -> int:
@@ -83,6 +86,7 @@ class Trait:
         """JSON for the catalogue."""
         fields = {"format": _FORMAT, "way": way, "native": self.native, "created": self.created}
         fields |= {"served": self.served, "layouts": self.layouts}
+        fields |= {"blocks": self.blocks, "whole_bytes": self.whole_bytes}
         fields |= {"packing": None if self.packing is None else asdict(self.packing)}
         fields |= {"workspace": [self.workspace.nbytes, self.workspace.places]}
         return json.dumps(fields | {"first": [self.first.nbytes, self.first.places]})
@@ -100,7 +104,8 @@ class Trait:
         layouts = tuple(x if x is None else (x[0], tuple(x[1]), tuple(x[2])) for x in fields["layouts"])
         created = tuple((key, index) for key, index in fields["created"])
         workspace, first = _workspace(fields["workspace"]), _workspace(fields["first"])
-        return Trait(served, layouts, workspace, first, fields["native"], created, _packing(fields["packing"]))
+        packing, blocks, whole_bytes = _packing(fields["packing"]), fields["blocks"], fields["whole_bytes"]
+        return Trait(served, layouts, workspace, first, fields["native"], created, packing, blocks, whole_bytes)
 
 
 def _workspace(fields: Any) -> Workspace:

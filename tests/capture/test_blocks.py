@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ def test_blocks_give_the_bits_and_the_state_of_the_whole(
     assert torch.equal(whole, blocks)
     torch.testing.assert_close(made, known, rtol=0, atol=0)
     assert [list(s) for s in made["state"].values()] == [list(s) for s in known["state"].values()]
+
+
+def test_nothing_that_was_made_for_a_block_stays() -> None:
+    parameter = nn.Parameter(torch.zeros(4 * BLOCK_NUMEL))
+    step = BlockStep(optim.AdamW([parameter]), parameter)
+    blocks: list[weakref.ref[torch.Tensor]] = []
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        seen = lambda stand_in: blocks.extend(map(weakref.ref, stand_in.param_groups[0]["params"]))  # noqa: E731
+        patch.setattr(step, "_step", seen)
+        for _ in range(2):
+            parameter.grad = torch.ones_like(parameter)
+            step()
+    assert len(blocks) == 8
+    assert not any(block() is not None for block in blocks)
 
 
 @pytest.mark.parametrize(

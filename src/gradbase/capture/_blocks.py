@@ -102,6 +102,7 @@ class BlockStep:
         self._stand_in.state = state
         self._stand_in.param_groups = [{**self._optimizer.param_groups[self._group], "params": blocks}]
         self._step(self._stand_in)
+        self._stand_in.state, self._stand_in.param_groups = {}, []  # what was made for blocks goes with them
 
     def _is_whole(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor) and value.numel() == self._parameter.numel()

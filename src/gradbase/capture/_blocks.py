@@ -84,6 +84,7 @@ class BlockStep:
             self._run(blocks[1:], [{} for _ in blocks[1:]])
             return
         whole = [key for key, v in first.items() if isinstance(v, torch.Tensor) and v.numel() == BLOCK_NUMEL]
+        # Asked for even where a frame is given: the allocator knows an update's temporaries by their number.
         places = {key: self._frames.get(key, torch.empty_like(self._parameter.data)) for key in whole}
         self._optimizer.state[self._parameter] = first | places
         parts = {key: _split(place) for key, place in places.items()}

@@ -151,7 +151,7 @@ def test_times_may_be_dates() -> None:
 def test_features_of_sources_in_the_order_of_the_sources() -> None:
     read, _, _ = read_fuse_claims(CLAIMS, table=None, query=None, columns=None)
     features = {"visitors": [5, 4, None], "source": ["s3", "s1", "s0"], "color": ["red", "red", "blue"]}
-    np.testing.assert_array_equal(load_source_features(features, read), [[np.nan], [4], [np.nan], [5], [np.nan]])
+    np.testing.assert_array_equal(load_source_features(features, read, None), [[np.nan], [4], [np.nan], [5], [np.nan]])
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,15 @@ def test_refusals(options: dict[str, Any], told: str) -> None:
     with pytest.raises(gradbase.GradbaseError) as caught:
         gradbase.fuse(CLAIMS, **options)
     assert told in str(caught.value)
+
+
+def test_columns_that_are_named_are_named_in_every_table() -> None:
+    said = {"thing": [1, 1, 2, 2], "who": ["a", "b", "a", "b"], "value": ["x", "x", "Y", "y"]}
+    columns = {"object": "thing", "source": "who"}
+    gold, features = {"thing": [1, 2], "value": ["x", "y"]}, {"who": ["b", "a"], "size": [1, 2]}
+    found = gradbase.fuse(said, columns=columns, gold=gold, source_features=features, kinds={"value": "text"})
+    assert found.evaluation is not None and found.evaluation.accuracy == 1.0
+    assert found.kinds == {"value": "categorical"}
 
 
 def test_claims_without_anything_to_say() -> None:

@@ -149,12 +149,12 @@ def fuse(
     config = Config(seed=seed, memory=memory, copies=copies)
     claims, coded, notes = read_fuse_claims(source, table=table, query=query, columns=columns)
     known = None if state is None else Statistics(**load_state(state, "fuse"))
-    golds = None if gold is None else read_fuse_gold(gold)
+    golds = None if gold is None else read_fuse_gold(gold, columns)
     result = infer(
         claims,
         attributes=attribute_options(claims, kinds or {}),
         hierarchy=None if hierarchy is None else load_hierarchy(hierarchy),
-        source_features=None if source_features is None else load_source_features(source_features, claims),
+        source_features=None if source_features is None else load_source_features(source_features, claims, columns),
         config=config,
         statistics=known,
     )

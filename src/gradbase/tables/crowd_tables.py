@@ -257,7 +257,7 @@ def _matrix_in_memory(matrix: NDArray[Any], items: list[str] | None) -> FeatureT
 def _item_column(source: Any) -> list[str | None]:
     with Workspace() as workspace:
         scan = open_scan(source, workspace)
-        only = {"item": next(iter(scan.columns))} if len(scan.columns) == 1 else None
+        only = {"item": scan.contents[0]} if len(scan.contents) == 1 else None
         return read_roles(scan, workspace, (ITEM,), only)["item"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -29,17 +30,20 @@ from gradbase.tables.io import (
     read_coded,
     read_features,
     read_roles,
+    resolve,
 )
 
 if TYPE_CHECKING:
     from gradbase.tables.fuse import AttributeOptions, Claims, Hierarchy, Result
 
+_ZONE = re.compile(r"(:\d{2}(?:\.\d+)?[-+]\d{2})$")  # of hours alone, which Python 3.10 does not read
 ATTRIBUTE_OF_ALL = "value"  # what claims are about when no column says it
 _HIERARCHY = (
     Role("id", ("node", "key", "code", "identity"), required=False),
     Role("name", ("value", "child", "place", "label", "narrower")),
     Role("parent", ("contained_in", "part_of", "broader", "is_in")),
 )
+_ALSO_CALLED = {"text": "categorical", "authors": "author set"}  # kinds without a blank, for the command line
 _GOLD_VALUE = Role("value", (*VALUE.aliases, "gold", "truth", "true_value"))
 
 
@@ -140,7 +144,7 @@ def _seconds(name: Any, where: str) -> float:
     except ValueError:
         pass
     try:
-        when = datetime.fromisoformat(str(name).replace("Z", "+00:00"))
+        when = datetime.fromisoformat(_ZONE.sub(r"\1:00", str(name).replace("Z", "+00")))
     except ValueError:
         told = f"time {name!r} in column {where!r} is neither a number nor a date"
         raise TableError(told, "expected 2024-05-31T12:00") from None
@@ -188,16 +192,15 @@ def attribute_options(claims: Claims, kinds: Mapping[str, str]) -> dict[str, Att
     if strange is not None:
         known = ", ".join(map(repr, list(claims.attribute_names)[:12]))
         raise TableError(f"no claim is about attribute {strange!r}", f"attributes are {known}")
-    return {name: AttributeOptions(kind=kind) for name, kind in kinds.items()}
+    return {name: AttributeOptions(kind=_ALSO_CALLED.get(kind, kind)) for name, kind in kinds.items()}
 
 
-def load_source_features(source: Any, claims: Claims) -> NDArray[np.float64]:
+def load_source_features(source: Any, claims: Claims, columns: Mapping[str, str] | None) -> NDArray[np.float64]:
     """Numbers known of each source, in the order of the claims' sources; NaN where not known. Raises TableError."""
     with Workspace() as workspace:
         scan = open_scan(source, workspace)
-        name = next((c for c in scan.columns if c.lower() in (SOURCE.name, *SOURCE.aliases)), None)
-        if name is None:
-            raise TableError(f"{scan.name} has no column for source", f"found {', '.join(map(repr, scan.columns))}")
+        given = {role: name for role, name in (columns or {}).items() if role == "source" and name in scan.columns}
+        name = resolve(list(scan.columns), (SOURCE,), given, scan.name)["source"]
         found = read_features(scan, workspace, {"item": name})
     if found.numeric is None:
         raise TableError(f"{scan.name} has no columns of numbers beside {name!r}", "features of sources are numbers")
@@ -267,11 +270,14 @@ def _with_names(columns: Mapping[str, Any], names: Mapping[str, NDArray[Any]]) -
 Gold = dict[tuple[str, str], list[str]]
 
 
-def read_fuse_gold(source: Any) -> tuple[Gold, str]:
+def read_fuse_gold(source: Any, columns: Mapping[str, str] | None) -> tuple[Gold, str]:
     """(object, attribute) to its gold values, and the name of the input. Raises TableError."""
+    roles = (OBJECT, ATTRIBUTE, _GOLD_VALUE)
     with Workspace() as workspace:
         scan = open_scan(source, workspace)
-        coded = read_coded(scan, workspace, (OBJECT, ATTRIBUTE, _GOLD_VALUE))
+        asked = {role.name for role in roles}
+        given = {role: name for role, name in (columns or {}).items() if role in asked and name in scan.columns}
+        coded = read_coded(scan, workspace, roles, given)
     attributes = _texts(coded.column("attribute")) if "attribute" in coded.codes else [ATTRIBUTE_OF_ALL] * len(coded)
     gold: Gold = {}
     for name, attribute, value in zip(_texts(coded.column("object")), attributes, coded.column("value"), strict=True):

@@ -7,7 +7,7 @@ import pytest
 
 from gradbase.common.errors import InfeasibleError, UsageError
 from gradbase.tables.crowd import Claims, Config, Features, Result, infer
-from gradbase.tables.crowd._features import Encoder, content_hashes
+from gradbase.tables.crowd._features import Encoder, Order, content_hashes
 from gradbase.tables.crowd._rivals import margins
 from gradbase.tables.crowd._text import Rarity, compare, number, paired
 from tests.tables.crowd.worlds import world
@@ -53,6 +53,21 @@ def test_names_and_the_order_of_items_mean_nothing() -> None:
     np.testing.assert_allclose(second.posterior, first.posterior[order], atol=1e-3)
 
 
+def test_names_and_the_order_of_columns_mean_nothing() -> None:
+    simulated, known = known_world(5)
+    generator = np.random.default_rng(0)
+    numbers = np.concatenate([known.embedding, generator.integers(0, 3, (150, 2))], axis=1)
+    numbers[generator.random(numbers.shape) < 0.1] = np.nan
+    texts = {name: generator.choice(["red car", "blue", "old car"], 150).tolist() for name in ("u", "l_x", "r_x")}
+    other = {"r_a": texts["r_x"], "l_a": texts["l_x"], "b": texts["u"]}
+    first = infer(simulated.claims, Features(numbers, texts), QUICK)
+    second = infer(simulated.claims, Features(numbers[:, [3, 1, 0, 2]], other), QUICK)
+    np.testing.assert_array_equal(second.posterior, first.posterior)
+    assert first.classifier is not None and second.classifier is not None
+    told = first.classifier.predict(Features(numbers, texts))
+    np.testing.assert_array_equal(told, second.classifier.predict(Features(numbers[:, [3, 1, 0, 2]], other)))
+
+
 def test_a_budget_changes_no_number_and_one_that_cannot_be_met_is_refused() -> None:
     simulated, features = known_world(4)
 
@@ -66,15 +81,18 @@ def test_a_budget_changes_no_number_and_one_that_cannot_be_met_is_refused() -> N
 
 def test_items_with_the_same_features_are_in_one_fold() -> None:
     features = Features(text={"name": ["a", "b", "a"]}, numeric=np.array([[1.0], [1.0], [1.0]]))
-    first, second, third = content_hashes(features)
+    first, second, third = content_hashes(features, Order.of(features))
     assert first == third != second
 
 
 def test_missing_numbers_are_known_to_be_missing() -> None:
     matrix = np.array([[1.0, 2.0], [np.nan, 4.0], [3.0, 6.0]])
-    encoded = Encoder.of(Features(numeric=matrix))(Features(numeric=matrix))
+    features = Features(numeric=matrix)
+    order = Order.of(features)
+    encoded = Encoder.of(features, order)(features)
     assert encoded.shape == (3, 4) and bool(encoded.isfinite().all())
-    assert encoded[1, 0] == 0 and encoded[1, 2] != encoded[0, 2]
+    first = order.numbers.tolist().index(0)
+    assert encoded[1, first] == 0 and encoded[1, 2 + first] != encoded[0, 2 + first]
 
 
 def test_pairs_of_columns_are_compared() -> None:

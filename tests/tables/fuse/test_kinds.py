@@ -1,5 +1,7 @@
 """Which spellings are one value, and how values are related."""
 
+import datetime
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,21 +60,29 @@ def test_numbers(raw: object, key: object) -> None:
         ("2 May 1984", "1984-05-02"),
         ("02.05.1984", "1984-05-02"),
         ("5/2/1984", "1984-05-02"),
-        ("1984-05-02T10:00:00Z", "1984-05-02"),
+        ("1984-05-02T00:00:00Z", "1984-05-02"),
+        ("2.5.1984 9:05", "1984-05-02T09:05"),
+        ("1984-05-02 09:05:30.25+00", "1984-05-02T09:05:30"),
+        (datetime.datetime(1984, 5, 2, 9, 5), "1984-05-02T09:05"),
+        (datetime.date(1984, 5, 2), "1984-05-02"),
+        ("1984 9:05", "1984 9:05"),
         ("May 1984", "1984-05"),
         ("1984", "1984"),
         ("spring", "spring"),
     ],
 )
-def test_dates(raw: str, key: str) -> None:
+def test_dates(raw: object, key: str) -> None:
     assert normalise("date", [raw]) == [key]
 
 
 def test_a_year_is_vaguer_than_its_day_and_a_slip_is_near() -> None:
     assert date_vaguer("1984", "1984-05-02") and date_vaguer("1984-05", "1984-05-02")
+    assert date_vaguer("1984-05-02", "1984-05-02T09:05") and date_vaguer("1984-05-02T09:05", "1984-05-02T09:05:30")
     assert not date_vaguer("1985", "1984-05-02") and not date_vaguer("1984-05-02", "1984")
     assert dates_resemble("1984-05-02", "1984-02-05") == dates_resemble("1984-05-02", "1984-05-03") == 0.9
     assert dates_resemble("1984-05-02", "1999-12-31") == 0
+    assert dates_resemble("1984-05-02T09:05", "1984-02-05T09:05") == 0.9
+    assert dates_resemble("1984-05-02T09:05", "1984-02-05T19:05") == 0
 
 
 def test_initials_are_vaguer_than_names() -> None:

@@ -168,6 +168,12 @@ def test_ids_with_leading_zeros_stay_text(tmp_path: Path) -> None:
     assert table.names["label"].tolist() == ["1.0", "2"]
 
 
+def test_an_ending_of_id_needs_no_break(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("userid,TASKID,answer,valid\n1,2,x,y\n")
+    assert read(path).columns == {"item": "TASKID", "worker": "userid", "label": "answer"}
+
+
 def test_columns_of_mixed_types_become_text() -> None:
     frame = pd.DataFrame({"item": pd.Series([1, "a"], dtype=object), "worker": ["w", "v"], "label": [True, False]})
     assert as_rows(read(frame)) == [("1", "w", "true"), ("a", "v", "false")]

@@ -43,6 +43,23 @@ def test_rows_keep_their_order(tmp_path: Path) -> None:
     assert found["id"] == [str(i) for i in order] and found["name"][0] == f"n{order[0]}"
 
 
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "Unnamed: 0.1"])
+def test_the_index_that_a_frame_writes_into_csv_is_no_content(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "features.csv"
+    path.write_text(f"{name},item,size\n1,a,2.5\n0,b,3.5\n")
+    assert features(path).numeric_names == ("size",)
+    with Workspace() as workspace:
+        scan = open_scan(path, workspace)
+        assert list(read_texts(scan, workspace)) == ["item", "size"]
+        index = next(iter(scan.columns))
+    assert features(path, {"item": index}).items == ["1", "0"]  # named, it is read
+
+
+def test_an_index_that_is_all_there_is_is_read() -> None:
+    with Workspace() as workspace:
+        assert read_texts(open_scan({"Unnamed: 0": ["x"]}, workspace), workspace) == {"Unnamed: 0": ["x"]}
+
+
 @pytest.mark.parametrize(
     ("columns", "told"),
     [

@@ -100,6 +100,15 @@ def test_order_changes_nothing_without_labels(people):
     assert answers(match(permuted(a, 3), permuted(b, 4))) == answers(match(a, b))
 
 
+@pytest.mark.parametrize("labels", [0, 40])
+def test_what_columns_are_called_changes_nothing(people, labels):
+    a, b, truth = people
+    known = labels_for(truth, labels) if labels else None
+    other = dict(zip(a.columns, ("2", "z", "Ort", "a b"), strict=True))
+    renamed = [replace(t, columns=tuple(other[name] for name in t.columns)) for t in (a, permuted(b, 5))]
+    assert answers(match(*renamed, known)) == answers(match(a, b, known))
+
+
 def test_given_pairs_keep_their_order_and_may_repeat(people):
     a, b, _ = people
     left, right = [3, 0, 3, 5], [3, 1, 3, 5]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradbase.common.errors import UsageError
+from gradbase.tables._contents import column_order, hashes_of_numbers, hashes_of_texts
 from gradbase.tables.crowd._rivals import margins
 from gradbase.tables.crowd._text import Rarity, bag_of_words, compare, paired
 from gradbase.tables.crowd._types import Features, Floats
@@ -39,7 +40,7 @@ def spread(features: Features, place: NDArray[np.int64], items: NDArray[Any]) ->
     def matrix(part: Any) -> Any:
         if part is None:
             return None
-        known = np.asarray(part, dtype=np.float64).reshape(len(place), -1)
+        known = _plain(part)
         wide = np.full((len(items), known.shape[1]), np.nan)
         wide[place] = known
         return wide
@@ -50,18 +51,43 @@ def spread(features: Features, place: NDArray[np.int64], items: NDArray[Any]) ->
             wide[at] = text
         return wide
 
-    numeric, embedding = map(matrix, _matrices(features))
-    return Features(numeric, {name: column(texts) for name, texts in features.text.items()}, embedding)
+    texts = {name: column(texts) for name, texts in features.text.items()}
+    return Features(matrix(features.numeric), texts, matrix(features.embedding))
 
 
-def _matrices(features: Features) -> tuple[Any, Any]:
-    return features.numeric, features.embedding
+@dataclass(frozen=True)
+class Order:
+    """Columns of numbers and of texts in an order made of what they hold, not of names: which weights they start
+    from, and the folds of items, would change with it. The columns of an embedding stay as they are."""
+
+    numbers: NDArray[np.int64]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, features: Features) -> Order:
+        names = sorted(features.text)
+        parts = [hashes_of_texts(map(str, features.text[name])) for name in names]
+        if features.numeric is not None:
+            parts = [*hashes_of_numbers(_plain(features.numeric)).T, *parts]
+        if not parts:
+            return cls(np.empty(0, dtype=np.int64), ())
+        order, width = column_order(np.stack(parts, axis=1)), len(parts) - len(names)
+        return cls(order[order < width], tuple(names[place - width] for place in order if place >= width))
+
+    def matrices(self, features: Features) -> list[Floats]:
+        """The numbers of `features` in this order, and the embedding."""
+        numeric = [] if features.numeric is None else [_plain(features.numeric)[:, self.numbers]]
+        return [*numeric, *([] if features.embedding is None else [_plain(features.embedding)])]
 
 
-def content_hashes(features: Features) -> NDArray[np.uint64]:
+def _plain(matrix: Any) -> Floats:
+    return np.asarray(matrix, dtype=np.float64).reshape(len(matrix), -1)
+
+
+def content_hashes(features: Features, order: Order) -> NDArray[np.uint64]:
     """uint64[n_items]: equal for items with equal features, whatever they are called and in which order they come."""
-    numbers = [np.ascontiguousarray(p, dtype=np.float64) for p in _matrices(features) if p is not None]
-    texts = [features.text[name] for name in sorted(features.text)]
+    numbers = [np.ascontiguousarray(part) for part in order.matrices(features)]
+    texts = [features.text[name] for name in order.texts]
 
     def of(row: int) -> int:
         digest = hashlib.blake2b(digest_size=8)
@@ -78,16 +104,18 @@ def content_hashes(features: Features) -> NDArray[np.uint64]:
 class Encoder:
     """Features to float32[n, d], with rarities of words and scales learned once."""
 
+    order: Order
     pairs: list[tuple[str, str]]
     rarity: Rarity
     centre: Floats
     scale: Floats
 
     @classmethod
-    def of(cls, features: Features) -> Encoder:
+    def of(cls, features: Features, order: Order) -> Encoder:
         """Learned from the features of all items; no label is looked at."""
         rarity = Rarity.of(text for column in features.text.values() for text in column)
-        encoder = cls(paired(features.text), rarity, np.zeros(1), np.ones(1))
+        pairs = sorted(paired(features.text), key=lambda pair: order.texts.index(pair[0]))
+        encoder = cls(order, pairs, rarity, np.zeros(1), np.ones(1))
         raw = encoder._raw(features)
         known = np.maximum(np.isfinite(raw).sum(0), 1)
         centre = np.nansum(raw, 0) / known
@@ -99,13 +127,13 @@ class Encoder:
         return torch.from_numpy(np.clip(np.nan_to_num(standard), -LIMIT, LIMIT)).float()
 
     def _raw(self, features: Features) -> Floats:
-        parts = [] if features.numeric is None else [_numbers(features.numeric)]
-        if features.embedding is not None:
-            parts.append(np.asarray(features.embedding, dtype=np.float64).reshape(len(features.embedding), -1))
+        parts = self.order.matrices(features)
+        if features.numeric is not None:
+            parts[0] = _numbers(parts[0])
         if self.pairs:
             parts.append(self._compared(features))
         compared = {name for pair in self.pairs for name in pair}
-        for name in sorted(set(features.text) - compared):
+        for name in (name for name in self.order.texts if name not in compared):
             parts.append(bag_of_words(features.text[name], self.rarity))
         return np.concatenate(parts, 1)
 
@@ -123,8 +151,7 @@ def _together(features: Features, names: tuple[str, ...]) -> list[str]:
     return [" ".join(texts) for texts in zip(*(features.text[name] for name in names), strict=True)]
 
 
-def _numbers(matrix: NDArray[Any]) -> Floats:
+def _numbers(columns: Floats) -> Floats:
     """Columns, with NaN for what is not finite, and for each whether it is known."""
-    columns = np.asarray(matrix, dtype=np.float64).reshape(len(matrix), -1)
     known = np.isfinite(columns)
     return np.concatenate([np.where(known, columns, np.nan), known.astype(np.float64)], 1)

@@ -11,17 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradbase.tables._contents import scramble
 from gradbase.tables.crowd._table import Table
-
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # splitmix64's finalizer
-
-
-def scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """uint64[n]: splitmix64's finalizer (Steele, Lea, Flood 2014): every input bit changes half of the output's."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX[0]
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX[1]
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def item_hashes(table: Table, seed: int) -> NDArray[np.uint64]:

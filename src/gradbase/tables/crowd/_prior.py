@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from gradbase.common.errors import UsageError
+from gradbase.tables._contents import scramble
 from gradbase.tables.crowd._classifier import Classifier, Weights, best_trainer, cross_fitted, own_randomness
-from gradbase.tables.crowd._features import Encoder, content_hashes
-from gradbase.tables.crowd._noise import scramble
+from gradbase.tables.crowd._features import Encoder, Order, content_hashes
 from gradbase.tables.crowd._table import Table
 from gradbase.tables.crowd._types import Config, Features
 from gradbase.tables.crowd._workers import CONFUSION_ENTRIES_MAX, confusion_of
@@ -55,9 +55,10 @@ def with_features(
             "leave the features out",
         )
     crowd = torch.where(labelled[:, None], crowd, crowd[labelled].mean(0))
-    order = np.argsort(hashes := content_hashes(features), kind="stable")
+    columns = Order.of(features)
+    order = np.argsort(hashes := content_hashes(features, columns), kind="stable")
     folds = (scramble(hashes[order] + np.uint64(config.seed)) % np.uint64(config.folds)).astype(np.int64)
-    encoder, place, back = Encoder.of(features), torch.from_numpy(order), torch.from_numpy(np.argsort(order))
+    encoder, place, back = Encoder.of(features, columns), torch.from_numpy(order), torch.from_numpy(np.argsort(order))
     posterior, answer, chances, trust = crowd, crowd, None, 0.0
     known = labelled[place]
     with (

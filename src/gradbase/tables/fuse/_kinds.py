@@ -130,17 +130,26 @@ _DATE_FORMS = (
     *("%d %B %Y", "%B %d, %Y", "%d %b %Y", "%b %d, %Y"),
 )
 _PART_FORMS = (("%Y-%m", "%Y-%m"), ("%B %Y", "%Y-%m"), ("%b %Y", "%Y-%m"), ("%Y", "%Y"))
+_TIME = re.compile(r"[T ](\d{1,2}):(\d{2})(?::(\d{2})(?:\.\d+)?)?(?:Z|[-+]\d{2}(?::?\d{2})?)?$")
 
 
 def to_date(value: Any) -> str | None:
-    """ISO text as far as it is known: "1984-05-02", "1984-05" or "1984"; None for what is no date.
+    """ISO text as far as it is known: "1984-05-02T18:45", "1984-05-02", "1984-05" or "1984"; None for what is no date.
 
-    Of "02/03/1984" the month comes first; with dots, the day.
+    Of "02/03/1984" the month comes first; with dots, the day. Midnight is how tables write a day alone; zones and parts
+    of seconds are not looked at.
     """
-    if isinstance(value, (datetime.date, datetime.datetime)):
-        return value.strftime("%Y-%m-%d")
     text = " ".join(str(value).split())
-    text = re.sub(r"[T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[-+]\d{2}:?\d{2})?$", "", text)
+    time = _TIME.search(text)
+    day = _day(text if time is None else text[: time.start()])
+    if day is None or time is None or len(day) < len("1984-05-02"):
+        return day if time is None else None
+    hour, minute, second = time[1].zfill(2), time[2], time[3] or "00"
+    clock = f"{hour}:{minute}" if second == "00" else f"{hour}:{minute}:{second}"
+    return day if clock == "00:00" else f"{day}T{clock}"
+
+
+def _day(text: str) -> str | None:
     for form, known in (*((form, "%Y-%m-%d") for form in _DATE_FORMS), *_PART_FORMS):
         try:
             return datetime.datetime.strptime(text, form).strftime(known)
@@ -154,8 +163,8 @@ def date_key(value: Any) -> str:
 
 
 def date_vaguer(one: str, other: str) -> bool:
-    """A year is vaguer than its months, a month than its days."""
-    return len(one) < len(other) and other.startswith(f"{one}-")
+    """A year is vaguer than its months, a month than its days, a day than its hours."""
+    return other.startswith(one) and other[len(one) : len(one) + 1] in ("-", "T", ":")
 
 
 def dates_resemble(one: str, other: str) -> float:
@@ -163,7 +172,7 @@ def dates_resemble(one: str, other: str) -> float:
     if len(one) != len(other) or not one[:4].isdigit():
         return 0.0
     wrong = sum(a != b for a, b in zip(one, other, strict=True))
-    exchanged = one[:4] == other[:4] and one[5:7] == other[8:10] and one[8:10] == other[5:7]
+    exchanged = one == f"{other[:4]}-{other[8:10]}-{other[5:7]}{other[10:]}"
     return 0.9 if wrong == 1 or exchanged else 0.0
 
 

@@ -62,8 +62,8 @@ def _given(found: Sequence[str], roles: Sequence[Role], given: Mapping[str, str]
 def _choose(role: Role, names: Mapping[str, str], chosen: dict[str, str], where: str) -> None:
     taken = set(chosen.values())
     free = {column: name for column, name in names.items() if column not in taken}
-    called = [column for column, name in free.items() if name == role.name]
-    fitting = called or [column for column, name in free.items() if name in role.aliases]
+    called = [column for column, name in free.items() if _among(name, (role.name,))]
+    fitting = called or [column for column, name in free.items() if _among(name, role.aliases)]
     if len(fitting) > 1:
         raise TableError(
             f"{where} has several columns for {role.name}: {_list(fitting)}", f"choose with columns {role.name}=NAME"
@@ -72,6 +72,10 @@ def _choose(role: Role, names: Mapping[str, str], chosen: dict[str, str], where:
         chosen[role.name] = fitting[0]
     elif role.required:
         raise _missing(role, list(names), where)
+
+
+def _among(name: str, words: Sequence[str]) -> bool:
+    return name in words or name.removesuffix("id") in words  # userid
 
 
 def _missing(role: Role, found: Sequence[str], where: str) -> TableError:

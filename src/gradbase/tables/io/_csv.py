@@ -22,12 +22,13 @@ _GZIP_RATIO = 5  # of names and labels, about; only an estimate of rows is made 
 def csv_scan(path: Path, workspace: Workspace) -> Scan:
     """A file of delimited text with a header, in UTF-8, also packed with gzip. Raises TableError."""
     sample = _sample(path)
-    columns, delimiter = _header(path, sample)
+    columns, delimiter, nameless = _header(path, sample)
 
     def relation(wanted: Sequence[str]) -> str:
         return workspace.show(_reader(path, columns, delimiter, wanted))
 
-    return Scan(str(path), dict.fromkeys(columns, "VARCHAR"), _rows(path, sample), relation)
+    index = columns[:1] if nameless else []
+    return Scan(str(path), dict.fromkeys(columns, "VARCHAR"), _rows(path, sample), relation, index)
 
 
 def _reader(path: Path, columns: Sequence[str], delimiter: str, wanted: Sequence[str]) -> object:
@@ -68,7 +69,8 @@ def _sample(path: Path) -> str:
         raise TableError(f"{path} is not UTF-8 text in line {line}", "save it as CSV in UTF-8") from error
 
 
-def _header(path: Path, sample: str) -> tuple[list[str], str]:
+def _header(path: Path, sample: str) -> tuple[list[str], str, bool]:
+    """Names of the columns, the delimiter, and whether the first has no name: it is a frame's index."""
     first = sample.splitlines()[0] if sample.strip() else ""
     if not first.strip() or "\0" in first:
         raise TableError(f"{path} has no header line", "expected names of columns in the first line")
@@ -77,8 +79,8 @@ def _header(path: Path, sample: str) -> tuple[list[str], str]:
     repeated = sorted({name for name in columns if columns.count(name) > 1})
     if repeated:
         raise TableError(f"{path} has two columns called {repeated[0]!r}", "rename one")
-    named = [name or f"column_{number}" for number, name in enumerate(columns, start=1)]  # an index without a name
-    return named, delimiter
+    named = [name or f"column_{number}" for number, name in enumerate(columns, start=1)]
+    return named, delimiter, not columns[0]
 
 
 def _rows(path: Path, sample: str) -> int:

@@ -23,7 +23,7 @@ _ENDINGS = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet", ".duckdb": "duckdb",
     ".ddb": "duckdb", ".sqlite": "sqlite", ".sqlite3": "sqlite", ".db": "duckdb",
 }  # fmt: skip
-_INDEX = re.compile(r"__index_level_\d+__")
+_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0(\.\d+)?")  # by pandas: in Parquet; read from CSV, written again
 READABLE = "CSV, TSV, Parquet, DuckDB or SQLite file, or postgresql://..."
 
 
@@ -59,7 +59,7 @@ def _named(name: str, workspace: Workspace, table: str | None, query: str | None
         return _duckdb_scan(path, workspace, table, query)
     if table is not None:
         raise TableError(f"{path} is a {kind} file and has no tables to choose from", "leave the table out")
-    scan = _parquet_scan(path, workspace) if kind == "parquet" else csv_scan(path, workspace)
+    scan = _parquet_scan(path, workspace) if kind == "parquet" else _with_index(csv_scan(path, workspace))
     return _queried(scan, workspace, query)
 
 
@@ -114,7 +114,7 @@ def _parquet_scan(path: Path, workspace: Workspace) -> Scan:
         rows = int(pyarrow.parquet.read_metadata(path).num_rows)
     except (arrow.ArrowException, OSError) as error:
         raise TableError(f"{path} is not a Parquet file that can be read", str(error).splitlines()[0]) from error
-    return _without_index(sql_scan(f"read_parquet({literal(str(path))})", str(path), workspace, rows))
+    return _with_index(sql_scan(f"read_parquet({literal(str(path))})", str(path), workspace, rows))
 
 
 def _duckdb_scan(path: Path, workspace: Workspace, table: str | None, query: str | None) -> Scan:
@@ -165,13 +165,12 @@ def _relation_scan(relation: Any, workspace: Workspace, name: str) -> Scan:
 def _arrow_scan(source: Any, workspace: Workspace) -> Scan:
     table = _as_arrow(source)
     shown = workspace.show(table)
-    return _without_index(sql_scan(shown, f"the {type(source).__name__}", workspace, table.num_rows))
+    return _with_index(sql_scan(shown, f"the {type(source).__name__}", workspace, table.num_rows))
 
 
-def _without_index(scan: Scan) -> Scan:
-    """Without the numbers of rows that pandas writes beside the columns of a frame, which are where a row once was."""
-    kept = {name: kind for name, kind in scan.columns.items() if not _INDEX.fullmatch(name)}
-    return replace(scan, columns=kept or scan.columns)
+def _with_index(scan: Scan) -> Scan:
+    """With the numbers of rows that pandas writes beside the columns of a frame told from these."""
+    return replace(scan, index=[*scan.index, *filter(_INDEX.fullmatch, scan.columns)])
 
 
 def _as_arrow(source: Any) -> Any:

@@ -21,8 +21,8 @@ Floats = NDArray[np.float32]
 
 
 def read_texts(scan: Scan, workspace: Workspace, columns: Sequence[str] | None = None) -> dict[str, list[str | None]]:
-    """Columns (all of them by default) as texts, None for what is missing, in the input's order. Raises TableError."""
-    wanted = list(scan.columns) if columns is None else list(columns)
+    """Columns (by default all contents) as texts, None for what is missing, in the input's order. Raises TableError."""
+    wanted = scan.contents if columns is None else list(columns)
     texts = []
     for name in wanted:
         text = as_text(name, scan.columns[name], scan.name)
@@ -63,9 +63,10 @@ def read_features(scan: Scan, workspace: Workspace, given: Mapping[str, str] | N
     """A column of items and columns of features: those that hold only numbers are numeric, lists of numbers are
     embeddings, the others text. Raises TableError, also for an item that comes twice."""
     item = resolve(list(scan.columns), (ITEM,), given, scan.name)["item"]
-    lists = [name for name, kind in scan.columns.items() if "[" in kind and name != item]
-    plain = [name for name in scan.columns if name not in lists]
-    if len(plain) + len(lists) < 2:
+    beside = [name for name in scan.contents if name != item]
+    lists = [name for name in beside if "[" in scan.columns[name]]
+    plain = [item, *(name for name in beside if name not in lists)]
+    if not beside:
         raise TableError(f"{scan.name} has no columns beside {item!r}", "expected features of the items")
     held = f"(SELECT * FROM {workspace.hold(scan.relation([*plain, *lists]), scan.name)})"
     texts = read_texts(Scan(scan.name, scan.columns, scan.rows, lambda _: held), workspace, plain)

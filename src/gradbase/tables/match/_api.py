@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradbase.common.errors import UsageError
+from gradbase.tables._contents import column_order, hashes_of_texts
 from gradbase.tables.match import _decide, _network, _relations
 from gradbase.tables.match._blocking import candidates
 from gradbase.tables.match._features import WHOLE, Features, compare
@@ -37,7 +38,8 @@ def match(
 
     The two tables have the same columns, in any order. `labelled` holds pairs by id (0 or 1; a pair given twice counts
     with its mean): they train the matcher and are decided as labelled. With fewer than LABELS_LEAST of either kind, or
-    none, the matcher learns from the records alone. Answers do not depend on the order of rows or columns, nor on ids.
+    none, the matcher learns from the records alone. Answers do not depend on the order of rows or columns, on
+    the names of columns, nor on ids.
 
     Raises UsageError for columns that differ and for labelled ids that are not there.
     """
@@ -105,8 +107,9 @@ class _Table:
                 f"{', '.join(b.columns)}",
                 "rename or drop columns so that both have the same",
             )
-        left, rank_a = _sorted(a)
-        right, rank_b = (None, rank_a) if b is None else _sorted(b)
+        names = _columns_in_order(a, b)
+        left, rank_a = _sorted(a, names)
+        right, rank_b = (None, rank_a) if b is None else _sorted(b, names)
         return cls(a, b, left, right, rank_a, rank_b)
 
     @property
@@ -139,15 +142,22 @@ class _Table:
         return keys, np.bincount(where, labelled.label) / np.bincount(where)
 
 
-def _sorted(records: Records) -> tuple[Records, Ints]:
-    columns = sorted(range(len(records.columns)), key=lambda c: records.columns[c])
+def _columns_in_order(a: Records, b: Records | None) -> list[str]:
+    """By what they hold: a whole record is read in this order, and networks start from it."""
+    names = sorted(a.columns)
+    tables = [a] if b is None else [a, b]
+    texts = ([v or "" for t in tables for v in t.values[t.columns.index(name)]] for name in names)
+    return [names[place] for place in column_order(np.stack([*map(hashes_of_texts, texts)], axis=1))]
+
+
+def _sorted(records: Records, names: Sequence[str]) -> tuple[Records, Ints]:
+    columns = [records.columns.index(name) for name in names]
     rows = list(zip(*(records.values[c] for c in columns), records.ids, strict=True))
     order = sorted(range(len(rows)), key=lambda i: tuple((v is not None, v or "") for v in rows[i]))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     values = tuple(tuple(records.values[c][i] for i in order) for c in columns)
-    names = tuple(records.columns[c] for c in columns)
-    return Records(records.name, names, values, tuple(records.ids[i] for i in order)), rank
+    return Records(records.name, tuple(names), values, tuple(records.ids[i] for i in order)), rank
 
 
 def _found(ids: Sequence[str], records: Records) -> Ints:

@@ -46,9 +46,7 @@ def stepped(kind: type[optim.Optimizer], settings: dict[str, Any], *, in_blocks:
 
 
 @pytest.mark.parametrize(("kind", "settings"), OPTIMIZERS)
-def test_blocks_give_the_bits_and_the_state_of_the_whole(
-    kind: type[optim.Optimizer], settings: dict[str, Any]
-) -> None:
+def test_blocks_give_the_bits_and_the_state_of_the_whole(kind: type[optim.Optimizer], settings: dict[str, Any]) -> None:
     (whole, known), (blocks, made) = (stepped(kind, settings, in_blocks=b) for b in (False, True))
     assert torch.equal(whole, blocks)
     torch.testing.assert_close(made, known, rtol=0, atol=0)
@@ -56,15 +54,17 @@ def test_blocks_give_the_bits_and_the_state_of_the_whole(
 
 
 def test_nothing_that_was_made_for_a_block_stays() -> None:
-    parameter = nn.Parameter(torch.zeros(4 * BLOCK_NUMEL))
-    step = BlockStep(optim.AdamW([parameter]), parameter)
     blocks: list[weakref.ref[torch.Tensor]] = []
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        seen = lambda stand_in: blocks.extend(map(weakref.ref, stand_in.param_groups[0]["params"]))  # noqa: E731
-        patch.setattr(step, "_step", seen)
-        for _ in range(2):
-            parameter.grad = torch.ones_like(parameter)
-            step()
+
+    class Seen(optim.AdamW):
+        def step(self, closure: Any = None) -> None:
+            blocks.extend(map(weakref.ref, self.param_groups[0]["params"]))
+
+    parameter = nn.Parameter(torch.zeros(4 * BLOCK_NUMEL))
+    step = BlockStep(Seen([parameter]), parameter)
+    for _ in range(2):
+        parameter.grad = torch.ones_like(parameter)
+        step()
     assert len(blocks) == 8
     assert not any(block() is not None for block in blocks)
 

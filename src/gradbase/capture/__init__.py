@@ -1,13 +1,16 @@
 """Capture a training step: the user's model, loss and optimizer as one logical plan."""
 
+from gradbase.capture._batch import Batch, take_apart
 from gradbase.capture._blocks import BlockStep, takes_blocks
 from gradbase.capture._capture import Captured, capture_step
 from gradbase.capture._eager import eager_peak_bytes
 from gradbase.capture._optimizer import PartialStep, is_separable
 from gradbase.capture._program import Call, Kept, Program, Ref, eager_signature
+from gradbase.capture._python import numbers_read
 from gradbase.capture._updates import Update
 
 __all__ = [
+    "Batch",
     "BlockStep",
     "Call",
     "Captured",
@@ -20,5 +23,7 @@ __all__ = [
     "eager_peak_bytes",
     "eager_signature",
     "is_separable",
+    "numbers_read",
+    "take_apart",
     "takes_blocks",
 ]

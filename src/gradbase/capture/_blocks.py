@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from copy import copy
 from typing import Any
 
 import torch
 from torch import optim
+
+from gradbase.capture._optimizer import StandIn, group_of
 
 BLOCK_NUMEL = 1 << 18
 
@@ -39,10 +40,7 @@ class BlockStep:
         self._optimizer = optimizer
         self._parameter = parameter
         self._frames = frames or {}
-        groups = enumerate(optimizer.param_groups)
-        self._group = next(index for index, group in groups if any(p is parameter for p in group["params"]))
-        self._stand_in = copy(optimizer)
-        self._step = inspect.unwrap(type(optimizer).step)
+        self._stand_in = StandIn(optimizer)
 
     @property
     def state(self) -> Any:
@@ -100,10 +98,7 @@ class BlockStep:
         state = type(self._optimizer.state)(dict)
         for block, known in zip(blocks, states, strict=True):
             state[block] = known
-        self._stand_in.state = state
-        self._stand_in.param_groups = [{**self._optimizer.param_groups[self._group], "params": blocks}]
-        self._step(self._stand_in)
-        self._stand_in.state, self._stand_in.param_groups = {}, []  # what was made for blocks goes with them
+        self._stand_in.step(state, [{**group_of(self._optimizer, self._parameter), "params": blocks}])
 
     def _is_whole(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor) and value.numel() == self._parameter.numel()
@@ -115,10 +110,12 @@ def takes_blocks(optimizer: optim.Optimizer, parameter: torch.Tensor) -> bool:
     Cutting moves the ends at which kernels leave their vector loop; whether the scalar loop that follows rounds alike
     is tried out.
     """
-    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    group = group_of(optimizer, parameter)
     if type(optimizer) not in _ELEMENTWISE or any(group.get(name) for name in _AT_ONCE):
         return False
-    if parameter.numel() < 2 * BLOCK_NUMEL or parameter.is_complex() or not _is_dense(parameter):
+    if parameter.numel() < 2 * BLOCK_NUMEL or parameter.is_complex():
+        return False
+    if not torch.ops.aten.is_non_overlapping_and_dense(parameter):
         return False
     return _same_bits(optimizer, group, parameter.dtype)
 
@@ -154,7 +151,3 @@ def _split(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))

@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradbase.capture._batch import take_apart
+from gradbase.capture._python import undone
 from gradbase.capture._swap import swapped, unique_tensors
 from gradbase.capture._trace import Loss, _Faker
 
@@ -69,13 +71,13 @@ def eager_peak_bytes(model: nn.Module, loss: Loss, batch: Any, extra: Extra) -> 
     parameters, buffers = unique_tensors(model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _Faker(mode)
-    leaves, spec = pytree.tree_flatten(batch)
-    with mode, torch.enable_grad():
+    given = take_apart(batch)
+    with undone(model), mode, torch.enable_grad():
         own = {id(t): fake(t) for t in parameters.values()}
         held = {id(t): fake.detached(t) for t in buffers.values()}
-        inputs = [fake.detached(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        fakes = [*own.values(), *held.values(), *(t for t in inputs if isinstance(t, torch.Tensor))]
+        inputs = [fake.detached(tensor) for tensor in given.tensors]
+        fakes = [*own.values(), *held.values(), *inputs]
         ledger = _Ledger({t.untyped_storage()._cdata for t in fakes}, extra)
         with swapped(model, own | held), ledger:
-            loss(model, pytree.tree_unflatten(inputs, spec)).backward()
+            loss(model, given.around(inputs)).backward()
     return ledger.peak_bytes

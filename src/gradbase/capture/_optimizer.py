@@ -43,6 +43,26 @@ def is_separable(optimizer: optim.Optimizer) -> bool:
     return type(optimizer) in SEPARABLE
 
 
+class StandIn:
+    """An optimizer's own code, run on other state and groups than the optimizer's."""
+
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self._copy = copy.copy(optimizer)
+        # Without the wrappers that profile, run hooks and break dynamo graphs at every call.
+        self._step = inspect.unwrap(type(optimizer).step)
+
+    def step(self, state: Any, param_groups: list[dict[str, Any]]) -> None:
+        """Run the update, and keep nothing of what it was given."""
+        self._copy.state, self._copy.param_groups = state, param_groups
+        self._step(self._copy)
+        self._copy.state, self._copy.param_groups = {}, []
+
+
+def group_of(optimizer: optim.Optimizer, parameter: torch.Tensor) -> dict[str, Any]:
+    """The group that holds the parameter, as it is now: load_state_dict replaces groups."""
+    return next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+
+
 class PartialStep:
     """Steps some parameters of an optimizer, with its own code, state and current hyperparameters."""
 
@@ -52,9 +72,7 @@ class PartialStep:
         self.optimizer = optimizer
         self.parameters = tuple(parameters)
         self._parts = [(index, owned) for index, owned in enumerate(members) if owned]
-        self._stand_in = copy.copy(optimizer)
-        # Without the wrappers that profile, run hooks and break dynamo graphs at every call.
-        self._step = inspect.unwrap(type(optimizer).step)
+        self._stand_in = StandIn(optimizer)
 
     @property
     def state(self) -> Any:
@@ -65,9 +83,8 @@ class PartialStep:
         """Run the update. Gradients are in `.grad`; gradients must be disabled by the caller."""
         # Looked up at every call: load_state_dict replaces both.
         groups = self.optimizer.param_groups
-        self._stand_in.state = self.optimizer.state
-        self._stand_in.param_groups = [{**groups[index], "params": owned} for index, owned in self._parts]
-        self._step(self._stand_in)
+        parts = [{**groups[index], "params": owned} for index, owned in self._parts]
+        self._stand_in.step(self.optimizer.state, parts)
 
 
 @dataclass(frozen=True)
@@ -101,22 +118,19 @@ def update_shape(optimizer: optim.Optimizer, parameter: torch.Tensor) -> UpdateS
     """Learn an update's state and traffic by running the optimizer's code on meta tensors (no memory)."""
     stand_in = torch.nn.Parameter(torch.empty_like(parameter, device="meta"))
     stand_in.grad = torch.empty_like(stand_in)
-    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    trial = copy.copy(optimizer)
-    trial.state = type(optimizer.state)(dict)
+    group = {**group_of(optimizer, parameter), "params": [stand_in]}
     if "momentum_buffer_list" in group:
         raise AssertionError("optimizer keeps lists in its groups")
-    trial.param_groups = [
-        {**group, "params": [stand_in], "fused": None} if "fused" in group else {**group, "params": [stand_in]}
-    ]
-    step = inspect.unwrap(type(optimizer).step)
+    if "fused" in group:
+        group["fused"] = None
+    trial, state = StandIn(optimizer), type(optimizer.state)(dict)
     with torch.no_grad():
-        step(trial)  # creates the state
+        trial.step(state, [group])  # creates the state
         with _CountTraffic() as traffic:
-            step(trial)
-    state = {
+            trial.step(state, [group])
+    nbytes = {
         key: value.untyped_storage().nbytes()
-        for key, value in trial.state[stand_in].items()
+        for key, value in state[stand_in].items()
         if isinstance(value, torch.Tensor) and value.is_meta
     }
-    return UpdateShape(state, traffic.moved_bytes, traffic.flops)
+    return UpdateShape(nbytes, traffic.moved_bytes, traffic.flops)

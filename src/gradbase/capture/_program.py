@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
+from gradbase.capture._python import Assignment
 from gradbase.capture._trace import Trace
 from gradbase.capture._updates import Tail, TailCalls, append_tail
 from gradbase.ir.logical import LogicalPlan, Operator, Phase, Storage, StorageKind, Tensor
@@ -89,6 +90,7 @@ class Program:
     and `buffers` map names to storages, `constants` storages to tensors; `batch[i]` is the storage of the i-th
     tensor leaf. `workspaces` maps operators to the storage that is their workspace, once statistics have told of one.
     `packed` holds the values that are kept packed, `overlaid` the operators that work in the frame of such an argument.
+    `assignments` are what the step does beside: attributes that modules have after it.
     """
 
     plan: LogicalPlan
@@ -103,6 +105,7 @@ class Program:
     workspaces: dict[int, int] = field(default_factory=dict)
     packed: dict[int, Kept] = field(default_factory=dict)
     overlaid: set[int] = field(default_factory=set)
+    assignments: tuple[Assignment, ...] = ()
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -362,6 +365,7 @@ def build_program(trace: Trace, tail: Tail, *, device: str = "cpu") -> Program:
         constants=builder.constants,
         batch=batch,
         loss=loss,
+        assignments=trace.assignments,
     )
 
 

@@ -68,18 +68,10 @@ def _is_exact(target: Any, kwargs: dict[str, Any]) -> bool:
 def _in_rows(tensor: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
     """The tensor, or a copy of it with a gap after each row if eager's has gaps where it has none."""
     whole = tensor.dim() == 0 or tensor.size(-1) * tensor.element_size() % _STRIDE_BYTES == 0
-    if whole or _dense(recorded) or not _dense(tensor):
+    is_dense = aten.is_non_overlapping_and_dense
+    if whole or is_dense(recorded) or not is_dense(tensor):
         return tensor
     return aten.constant_pad_nd(tensor, [0, 1]).narrow(-1, 0, tensor.size(-1))
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    expected = 1
-    for stride, size in sorted((st, si) for st, si in zip(tensor.stride(), tensor.size(), strict=True) if si > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def _in_memory_order(noise: torch.Tensor, probability: float) -> torch.Tensor:

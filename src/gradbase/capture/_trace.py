@@ -16,10 +16,11 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradbase.capture._batch import take_apart
 from gradbase.capture._modules import ModuleStack, user_frame
+from gradbase.capture._python import Assignment, undone
 from gradbase.capture._randomness import one_order_of_draws
 from gradbase.capture._refined import Refined
 from gradbase.capture._swap import swapped, unique_tensors
@@ -33,6 +34,7 @@ class Trace:
     """A functional graph: placeholders are parameters, buffers, then batch leaves; outputs loss, then gradients.
 
     `gradients[i]` is the output index of the gradient of the i-th parameter name, for those that get one.
+    `assignments` are what the user's Python does to attributes of modules.
     """
 
     graph: fx.GraphModule
@@ -40,6 +42,7 @@ class Trace:
     buffers: tuple[str, ...]
     batch_leaves: int
     gradients: dict[str, int]
+    assignments: tuple[Assignment, ...] = ()
 
 
 class _NotePlaces(TorchDispatchMode):
@@ -61,8 +64,7 @@ def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
     not a scalar that depends on a parameter.
     """
     parameters, buffers = unique_tensors(model)
-    leaves, spec = pytree.tree_flatten(batch)
-    positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    given = take_apart(batch)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _Faker(fake_mode)
     trainable = [name for name, p in parameters.items() if p.requires_grad]
@@ -72,14 +74,12 @@ def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
         torch.set_autocast_cache_enabled(True)  # as in eager: a weight that is used twice is cast once
         own = dict(zip(parameters, tensors, strict=False))
         held = dict(zip(buffers, tensors[len(parameters) :], strict=False))
-        filled = list(leaves)
-        for position, tensor in zip(positions, tensors[len(parameters) + len(buffers) :], strict=True):
-            filled[position] = tensor
+        filled = given.around(tensors[len(parameters) + len(buffers) :])
         ids = {id(parameters[n]): t for n, t in own.items()} | {id(buffers[n]): t for n, t in held.items()}
         names = {id(t): n for n, t in held.items()}
         with swapped(model, ids):
             with _NotePlaces(stack), one_order_of_draws():
-                value = loss(model, pytree.tree_unflatten(filled, spec))
+                value = loss(model, filled)
             _check_loss(value)
             _store_rebound_buffers(model, names, held)
             stack.follow_backward(value)
@@ -87,15 +87,16 @@ def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
         return [value.detach(), *_accumulated(own, trainable, grads, received)]
 
     stack = ModuleStack(model)
-    batch_inputs = [fake.detached(leaves[i]) for i in positions]
+    batch_inputs = [fake.detached(tensor) for tensor in given.tensors]
     inputs = [*map(fake, parameters.values()), *map(fake, buffers.values()), *batch_inputs]
     try:
-        with fake_mode, stack.recording(), torch.enable_grad():
+        with undone(model) as effects, fake_mode, stack.recording(), torch.enable_grad():
             recorded = make_fx(step, tracing_mode="real")(*inputs)
     except Exception as error:
         raise _explained(error) from error
+    assignments = effects.assignments({id(constant) for constant in vars(recorded).values()})
     functional = _functionalize(recorded, inputs, fake_mode)
-    return Trace(functional, tuple(parameters), tuple(buffers), len(positions), received)
+    return Trace(functional, tuple(parameters), tuple(buffers), len(given.tensors), received, assignments)
 
 
 class _Faker:

@@ -138,12 +138,18 @@ def _append_update(builder: _Builder, names: Sequence[str], gradients: Mapping[s
 
 
 def _states(builder: _Builder, names: Sequence[str], shapes: Mapping[str, UpdateShape]) -> list[int]:
-    """A large parameter's state tensors are storages of their own, which may rest on disk; small ones stay."""
-    if len(names) == 1:
-        (name,) = names
-        return [builder.storage(nbytes, "state", f"{key} of {name}") for key, nbytes in shapes[name].state.items()]
-    nbytes = sum(sum(shapes[n].state.values()) for n in names)
-    return [builder.storage(nbytes, "buffer", f"state of {len(names)} parameters, {names[0]} first")] if nbytes else []
+    """A large parameter's state tensors are storages of their own, which may rest on disk; the others stay."""
+    alone = _whole_states(builder, names[0], shapes[names[0]]) if len(names) == 1 else {}
+    storages = [builder.storage(nbytes, "state", f"{key} of {names[0]}") for key, nbytes in alone.items()]
+    nbytes = sum(sum(shapes[n].state.values()) for n in names) - sum(alone.values())
+    several = f"state of {len(names)} parameters, {names[0]} first"
+    return [*storages, builder.storage(nbytes, "buffer", several)] if nbytes else storages
+
+
+def _whole_states(builder: _Builder, name: str, shape: UpdateShape) -> dict[str, int]:
+    """State that has an element for each of the parameter's, so that its home is laid out like the parameter."""
+    nbytes = next((s.nbytes for s in builder.storages if s.kind == "parameter" and s.name == name), None)
+    return {key: each for key, each in shape.state.items() if each == nbytes}
 
 
 def _append(

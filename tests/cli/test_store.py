@@ -103,6 +103,19 @@ def test_verify_names_file_and_lsn_of_damage(root, capsys):
     assert contents(root) == before
 
 
+def test_a_log_that_is_gone_is_told(root, capsys):
+    """It would look like one that was never written to."""
+    SmallStore(root).open().train(3).close()
+    (root / "log" / "notes.txt").write_text("mine")
+    assert main(["store", "verify", str(root)]) == 0
+    for name in ("1", "coordinator"):
+        kept = (root / "log" / name).rename(root / "elsewhere")
+        assert main(["store", "verify", str(root), "--json"]) == 2
+        assert f"the log log/{name} is missing" in capsys.readouterr().err
+        kept.rename(root / "log" / name)
+    assert main(["store", "verify", str(root)]) == 0
+
+
 def test_verify_tells_every_damage(root, capsys):
     SmallStore(root).open().train(4).checkpoint().close()
     flip(root / f"log/0/{1:020d}.log", 4096 + 40)

@@ -41,6 +41,26 @@ def test_events_and_a_store_that_goes_on_with_the_same_bits(cache: Path, tmp_pat
     assert events(again.stdout)[-1]["parameters_sha256"] == summary["parameters_sha256"]
 
 
+def test_a_store_says_how_it_goes_on_and_any_number_of_workers_can(cache: Path, tmp_path: Path) -> None:
+    """What is not said is as the store was made. Bits depend on the batches of a step, not on who computes them."""
+    made = ("train", STREAM, "--json", "--store", tmp_path / "bsp")
+    assert called(cache, *made, "--workers", 2, "--steps", 2, "--durability", "checkpoint").returncode == 0
+    expected = events(called(cache, "train", STREAM, "--json", "--workers", 2, "--steps", 8).stdout)[-1]
+    for steps, workers in ((4, ()), (6, ("--workers", 1)), (8, ("--workers", 3))):
+        done = called(cache, *made, "--steps", steps, "--resume", *workers)
+        assert done.returncode == 0, done.stderr
+        summary = events(done.stdout)[-1]
+        assert (summary["steps"], summary["durability"], summary["consistency"]) == (steps, "checkpoint", "bsp")
+    assert "2 micro-batches a step: 1 of the workers wait" in done.stderr and summary["workers"] == 3
+    assert summary["parameters_sha256"] == expected["parameters_sha256"]
+    stale = ("train", STREAM, "--json", "--store", tmp_path / "ssp")
+    assert called(cache, *stale, "--workers", 2, "--steps", 2, "--consistency", "ssp:2").returncode == 0
+    summary = events(called(cache, *stale, "--steps", 3, "--resume").stdout)[-1]
+    assert (summary["consistency"], summary["workers"], summary["durability"]) == ("ssp:2", 2, "wal")
+    other = called(cache, *stale, "--steps", 4, "--resume", "--consistency", "asp")
+    assert other.returncode == 2 and "made with consistency ssp, not asp" in other.stderr
+
+
 def test_a_planned_step_inside_its_budget_gives_the_same_bits(cache: Path) -> None:
     arguments = ("train", STREAM, "--workers", 2, "--steps", 4, "--json")
     eager, planned = called(cache, *arguments), called(cache, *arguments, "--memory", "300MB")

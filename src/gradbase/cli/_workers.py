@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradbase.cli._console import Console
 from gradbase.cli._interrupts import Interrupts
 from gradbase.cli._table import Table
-from gradbase.common.errors import UsageError
+from gradbase.common.errors import StoreError, UsageError
 from gradbase.common.units import format_bytes, format_us
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gradbase.cluster.steward import StepReport, Worker
     from gradbase.cluster.worker import Figures
     from gradbase.cluster.worker import Recipe as WorkerRecipe
+    from gradbase.store.machine.consistency import Durability
 
 DONE, INTERRUPTED = 0, 130
 _OPTIONS = ("workers", "consistency", "durability", "store", "resume", "address", "codec")
@@ -42,6 +43,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         check_savable(arguments.save)
     watcher = _Watcher(console, request)
     engine = _engine(arguments, request, watcher)
+    if request.workers > request.lane_count:
+        idle = request.workers - request.lane_count
+        console.say(f"the store has {request.lane_count} micro-batches a step: {idle} of the workers wait for a place")
     watcher.engine = engine
     outcome = _run(engine, console)
     watcher.table.close()
@@ -114,10 +118,12 @@ def _request(arguments: argparse.Namespace) -> Request:
     """The job that the arguments ask for. Raises UsageError before anything slow is imported."""
     from gradbase.store.machine import parse_consistency
 
-    consistency, staleness_steps = parse_consistency(arguments.consistency or "bsp")
-    durability = arguments.durability or ("wal" if arguments.store else "none")
+    kept = _kept(arguments)
+    consistency, staleness_steps = parse_consistency(arguments.consistency or kept.consistency)
+    durability = arguments.durability or kept.durability
     _check_options(arguments, durability)
-    if arguments.engine == "local" and (arguments.workers or 1) > 1:
+    workers = arguments.workers or kept.lanes or 1
+    if arguments.engine == "local" and workers > 1:
         from gradbase.cluster.forks import start_early
 
         start_early()
@@ -128,17 +134,50 @@ def _request(arguments: argparse.Namespace) -> Request:
         parse_codecs(arguments.codec)
     return Request(
         Builder(arguments.recipe, arguments.seed),
-        arguments.workers or 1,
+        workers,
         arguments.steps,
         consistency,
         staleness_steps,
         durability,
         arguments.store,
         arguments.resume,
-        _threads(arguments.workers or 1),
+        kept.threads or _threads(workers),
         arguments.memory,
+        kept.lanes,
         codec=arguments.codec,
     )
+
+
+class _Kept(NamedTuple):
+    """What a job is unless the arguments say otherwise; for a store that is gone on with, what it was made with.
+
+    lanes, threads: None where workers and machine decide. Both are the store's to say, since bits depend on them: so
+    any number of workers can go on with it, each with one micro-batch of a step, or several, or none.
+    """
+
+    consistency: str = "bsp"
+    durability: Durability = "none"
+    lanes: int | None = None
+    threads: int | None = None
+
+
+def _kept(arguments: argparse.Namespace) -> _Kept:
+    """Raises UsageError where there is nothing to go on with, StoreError where it cannot be read."""
+    if arguments.store is None:
+        return _Kept()
+    if not arguments.resume:
+        return _Kept(durability="wal")
+    from gradbase.store.files import DiskFiles
+    from gradbase.store.recovery import MANIFEST, read_manifest
+
+    if not (arguments.store / MANIFEST).is_file():
+        raise UsageError(f"there is no store at {arguments.store}", "leave --resume out to make one")
+    made = read_manifest(DiskFiles(arguments.store))
+    try:
+        staleness = f":{made['staleness_steps']}" if made["consistency"] == "ssp" else ""
+        return _Kept(f"{made['consistency']}{staleness}", made["durability"], made["lanes"], made["threads"])
+    except KeyError as error:
+        raise StoreError(f"{arguments.store / MANIFEST} does not say {error}", "restore it from a copy") from error
 
 
 def _check_options(arguments: argparse.Namespace, durability: str) -> None:
@@ -261,7 +300,7 @@ def _summary(
         "workers": request.workers,
         "workers_lost": outcome.lost,
         "engine": arguments.engine,
-        "consistency": arguments.consistency or "bsp",
+        "consistency": _consistency(request),
         "durability": request.durability,
         "store": str(request.store) if request.store else None,
         "samples_per_s": watcher.samples_per_s if watcher.samples else None,
@@ -271,6 +310,10 @@ def _summary(
         "pulled_bytes": outcome.traffic.pulled_nbytes,
         "gradient_bytes": outcome.traffic.gradient_nbytes,
     }
+
+
+def _consistency(request: Request) -> str:
+    return f"ssp:{request.staleness_steps}" if request.consistency == "ssp" else request.consistency
 
 
 def _memory(watcher: _Watcher) -> dict[str, Any]:
@@ -288,7 +331,8 @@ def _lines(summary: dict[str, Any], watcher: _Watcher) -> list[str]:
     ended = "interrupted after" if summary["interrupted"] else "done:"
     steps = f"{summary['steps']} step{'' if summary['steps'] == 1 else 's'}"
     losses = f", loss {watcher.losses[0]:.4f} at first, {watcher.losses[-1]:.4f} at last" if watcher.losses else ""
-    lines = [f"{ended} {steps} of {summary['workers']} workers, {summary['consistency']}{losses}"]
+    workers = f"{summary['workers']} worker{'' if summary['workers'] == 1 else 's'}"
+    lines = [f"{ended} {steps} of {workers}, {summary['consistency']}{losses}"]
     if summary["workers_lost"]:
         lines.append(f"workers that ended and were replaced: {summary['workers_lost']}")
     if summary["median_step_time_us"] is not None:

@@ -46,7 +46,7 @@ from gradbase.store.log import (
 )
 from gradbase.store.logged import encoded_update, raw_update
 from gradbase.store.machine import messages as m
-from gradbase.store.recovery import FORMAT, MANIFEST
+from gradbase.store.recovery import FORMAT, MANIFEST, missing_log
 from gradbase.store.update import Updater, UpdateRule
 
 if TYPE_CHECKING:
@@ -166,10 +166,14 @@ def make_directory(path: Path, wanted: Manifest) -> Manifest:
 def resumed_directory(path: Path, wanted: Manifest) -> Manifest:
     """What the store at `path` is of: the job of `wanted`, whose `logging` may be empty for whatever it was.
 
-    Raises UsageError if there is none or it is of another job; StoreError if it cannot be read.
+    Raises UsageError if there is none or it is of another job; StoreError if it cannot be read, DamageError if a log
+    of it is gone.
     """
     found = read_manifest(path)
     _check_same(found, replace(wanted, logging=wanted.logging or found.logging), path)
+    missing = missing_log(DiskFiles(path), found.lanes)
+    if missing is not None:
+        raise missing
     return found
 
 
@@ -195,11 +199,19 @@ def _check_same(found: Manifest, wanted: Manifest, path: Path) -> None:
         if then != now:
             option = {"lanes": "workers", "staleness_steps": "consistency"}.get(name, name)
             raise UsageError(f"the store at {path} was made with {name} {then}, not {now}", f"say --{option} as then")
-    for name in ("layout", "rule"):
-        then, now = (json.loads(json.dumps(getattr(each, name))) for each in (found, wanted))
+    for what, part in (
+        ("a model of other tensors", _tensors_of),
+        ("another optimizer", lambda manifest: manifest.rule),
+        ("pages that lie elsewhere", lambda manifest: manifest.layout),
+    ):
+        then, now = (json.loads(json.dumps(part(each))) for each in (found, wanted))
         if then != now:
-            what = "a model of other tensors" if name == "layout" else "another optimizer"
             raise UsageError(f"the store at {path} is of {what}", "resume with the recipe it was made with")
+
+
+def _tensors_of(manifest: Manifest) -> list[Any]:
+    """Of a layout, without what the optimizer decides: on which shard pages lie, and what they weigh."""
+    return [(spec["name"], spec["shape"], spec["dtype"]) for spec in manifest.layout["tensors"]]
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -179,6 +179,11 @@ class Learner:
         """Of all planned steps so far."""
         return None if self._planned is None else self._planned.measured_peak_bytes
 
+    @property
+    def length(self) -> int | None:
+        """How many micro-batches there are; None if the stream does not say."""
+        return self._stream.length
+
     def batch(self, number: int) -> Any:
         """Micro-batch `number`; IndexError after the last."""
         return self._stream.get(number)

@@ -27,7 +27,7 @@ from gradbase.store.checkpoint import (
 )
 from gradbase.store.files import File, Files
 from gradbase.store.layout import Layout
-from gradbase.store.log import KINDS, LogReader, RawUpdates, Torn, from_record, list_segments
+from gradbase.store.log import KINDS, LogReader, RawUpdates, Torn, from_record, has_segments, list_segments
 from gradbase.store.logged import ENCODED, RAW, raw_update
 from gradbase.store.machine.messages import PushRecord, StepRecord
 
@@ -100,7 +100,31 @@ def read_manifest(files: Files) -> Mapping[str, Any]:
 
 def log_names(files: Files) -> list[str]:
     """Names of the logs: "0", "1", ..., "coordinator"."""
-    return sorted(files.names(_LOGS), key=lambda name: (not name.isdecimal(), len(name), name))
+    names = [name for name in files.names(_LOGS) if name.isdecimal() or name == COORDINATOR]
+    return sorted(names, key=lambda name: (not name.isdecimal(), len(name), name))
+
+
+def missing_log(files: Files, shard_count: int) -> DamageError | None:
+    """One of a store's logs that is gone as a whole while others are there; None if all are, or none.
+
+    A log that is not there looks like one that was never written to, and a shard would begin again without a word.
+    The coordinator's is made last, before any record is written: without it, the others are empty.
+    """
+    names = [str(shard) for shard in range(shard_count)]
+    if has_segments(files, f"{_LOGS}/{COORDINATOR}"):
+        missing = [name for name in names if not has_segments(files, f"{_LOGS}/{name}")]
+    else:
+        missing = [COORDINATOR] if any(_has_records(files, name) for name in names) else []
+    if not missing:
+        return None
+    path = f"{_LOGS}/{missing[0]}"
+    return DamageError(
+        f"the log {path} is missing, and others of the store are there",
+        "what was acknowledged may be in it, and cannot be skipped",
+        "restore it from a copy",
+        path=path,
+        offset=0,
+    )
 
 
 def summarize_log(files: Files, name: str) -> LogSummary:
@@ -132,7 +156,10 @@ def summarize_log(files: Files, name: str) -> LogSummary:
 
 def verify_store(files: Files) -> Iterator[Verdict]:
     """Read every log and every complete checkpoint to the end and check every checksum."""
-    read_manifest(files)
+    manifest = read_manifest(files)
+    missing = missing_log(files, int(manifest.get("lanes", 0)))
+    if missing is not None:
+        yield Verdict(missing.path, damage=missing)
     for name in log_names(files):
         yield _verify_log(files, name)
     for number in numbers(files):
@@ -199,6 +226,13 @@ def write_plain(out: File, items: Iterable[tuple[Tensor, Any]]) -> list[Tensor]:
         out.write(layout.offsets[tensor.name], memoryview(data))
     out.sync()
     return [tensor for tensor, _ in held]
+
+
+def _has_records(files: Files, name: str) -> bool:
+    try:
+        return any(True for _ in LogReader(files, f"{_LOGS}/{name}", after=None))
+    except DamageError:
+        return True  # what it was is for whoever reads it to say
 
 
 def _verify_log(files: Files, name: str) -> Verdict:
@@ -270,7 +304,7 @@ def _write_replayed(
     for name, each in records.items():
         for record in each:
             data = raw_update(layout, int(name), *record.update)
-            replay_update(updater, int(name), data, lanes=int(manifest["lanes"]))
+            replay_update(updater, int(name), data, lanes=int(manifest.get("lanes", 0)))
     return write_plain(out, _plain_tensors(updater))
 
 

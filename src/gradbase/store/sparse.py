@@ -142,40 +142,51 @@ class Pulled:
         return torch.zeros_like(self.rows) if self.rows.grad is None else self.rows.grad
 
 
+class RowRoutes:
+    """Which of `shards` has which rows of a table."""
+
+    def __init__(self, layout: Layout, name: str, shards: Sequence[int]) -> None:
+        spec, pages = layout.spec(name), layout.of_tensor(name)
+        self._rows_per_page = pages[0].numel // spec.row_numel if pages else 1
+        self._shard_of_page = torch.tensor([page.shard for page in pages], dtype=torch.int64)
+        self._count, self._name, self._shards = spec.shape[0], name, shards
+
+    def of(self, unique: torch.Tensor) -> Sequence[tuple[int, torch.Tensor | slice]]:
+        """(shard, which of the ascending ids it has); everything at once where one shard has the whole table.
+
+        Raises StoreError for an id that no row has.
+        """
+        if len(unique) and (unique[0] < 0 or unique[-1] >= self._count):
+            row = int(unique[0] if unique[0] < 0 else unique[-1])
+            raise StoreError(f"row {row} of {self._name} does not exist", f"it has rows 0 to {self._count - 1}")
+        if len(self._shards) == 1:
+            return [(self._shards[0], slice(None))]
+        shards = self._shard_of_page[torch.div(unique, self._rows_per_page, rounding_mode="floor")]
+        routes = [(shard, (shards == shard).nonzero().flatten()) for shard in self._shards]
+        return [(shard, places) for shard, places in routes if len(places)]
+
+
 class RowClient:
     """All rows of a table, whichever shard has them."""
 
     def __init__(self, layout: Layout, name: str, shards: Mapping[int, Rows]) -> None:
-        spec, pages = layout.spec(name), layout.of_tensor(name)
+        spec = layout.spec(name)
         self._row_shape, self._dtype = spec.shape[1:], getattr(torch, spec.dtype)
-        self._rows_per_page = pages[0].numel // spec.row_numel if pages else 1
-        self._shard_of_page = torch.tensor([page.shard for page in pages], dtype=torch.int64)
-        self._count, self._name, self._shards = spec.shape[0], name, shards
+        self._routes, self._shards = RowRoutes(layout, name, list(shards)), shards
 
     def pull(self, ids: torch.Tensor) -> Pulled:
         """Fetch the rows of ids (int64, any shape), each once."""
         unique, inverse = torch.unique(ids, return_inverse=True)
         rows = torch.empty(len(unique), *self._row_shape, dtype=self._dtype)
-        for shard, places in self._routes(unique):
+        for shard, places in self._routes.of(unique):
             rows[places] = self._shards[shard].pull(unique[places])
         return Pulled(unique, rows.requires_grad_(), inverse)
 
     def push(self, ids: torch.Tensor, gradients: torch.Tensor, scale: float = 1.0) -> None:
         """Send gradients [n, ...] of ids [n] to the shards that have them; duplicates are summed before they go."""
         unique, sums = combine(ids, gradients)
-        for shard, places in self._routes(unique):
+        for shard, places in self._routes.of(unique):
             self._shards[shard].push(unique[places], sums[places], scale)
-
-    def _routes(self, unique: torch.Tensor) -> Sequence[tuple[int, torch.Tensor | slice]]:
-        """(shard, which of the ascending ids it has); everything at once where one shard has the whole table."""
-        if len(unique) and (unique[0] < 0 or unique[-1] >= self._count):
-            row = int(unique[0] if unique[0] < 0 else unique[-1])
-            raise StoreError(f"row {row} of {self._name} does not exist", f"it has rows 0 to {self._count - 1}")
-        if len(self._shards) == 1:
-            return [(next(iter(self._shards)), slice(None))]
-        shards = self._shard_of_page[torch.div(unique, self._rows_per_page, rounding_mode="floor")]
-        routes = [(shard, (shards == shard).nonzero().flatten()) for shard in self._shards]
-        return [(shard, places) for shard, places in routes if len(places)]
 
 
 def _local_rows(layout: Layout, name: str, shard: int | None) -> tuple[torch.Tensor, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gradbase.cluster.job import Outcome, Request
 from gradbase.cluster.local import LocalEngine, StoreChoice
@@ -127,6 +128,39 @@ def test_a_stream_that_ends_ends_the_job_with_its_last_whole_step() -> None:
     assert recipes.digest(endless.outcome.model) == recipes.digest(run.outcome.model)
 
 
+@pytest.mark.parametrize("consistency", ["ssp:2", "asp"])
+@pytest.mark.parametrize("steps", [None, 40])
+def test_an_epoch_is_used_to_its_last_batch(consistency: str, steps: int | None) -> None:
+    run = Run(_request(consistency, steps=steps, workers=2, build=functools.partial(recipes.build, count=9)))
+    assert Counter(report.batch for report in run.reports) == Counter(range(9)) and run.outcome.steps == 5
+
+
+def test_batches_that_make_no_whole_step_are_told() -> None:
+    nine, warnings = functools.partial(recipes.build, count=9), list[str]()
+    LocalEngine(_request(steps=None, workers=2, build=nine), on_warning=warnings.append).run()
+    assert len(warnings) == 1 and "the last 1 of 9 are left out" in warnings[0]
+    LocalEngine(_request(steps=4, workers=2, build=nine), on_warning=warnings.append).run()
+    assert len(warnings) == 1
+    with pytest.raises(UsageError, match="batches\\(\\) has 9, and a step takes 10"):
+        LocalEngine(_request(steps=None, workers=1, lanes=10, build=nine)).run()
+    with pytest.raises(UsageError, match="batches\\(\\) has none"):
+        LocalEngine(_request("asp", steps=None, workers=1, build=functools.partial(recipes.build, count=0))).run()
+
+
+def test_another_optimizer_is_not_taken_for_another_model(tmp_path: Path) -> None:
+    """Though pages are placed by what their updates cost."""
+    given: dict[str, Any] = {"workers": 2, "durability": "wal", "store": tmp_path / "store"}
+    LocalEngine(_request(steps=2, **given)).run()
+    with pytest.raises(UsageError, match="is of another optimizer"):
+        LocalEngine(_request(steps=4, build=_with_sgd, resume=True, **given)).run()
+
+
+def _with_sgd() -> Any:
+    recipe = recipes.build()
+    recipe.optimizer = torch.optim.SGD([p for p in recipe.model.parameters() if p.requires_grad], lr=1e-2)
+    return recipe
+
+
 def _nine_from_a_generator() -> Any:
     recipe = recipes.build()
     recipe.batches = _nine
@@ -197,6 +231,15 @@ def test_a_log_that_is_damaged_is_refused(tmp_path: Path) -> None:
         segment.write_bytes(data)
     with pytest.raises((DamageError, StoreError)):
         LocalEngine(_request(steps=8, workers=2, resume=True, **given)).run()
+
+
+def test_a_log_that_is_gone_is_not_begun_anew(tmp_path: Path) -> None:
+    """Shard 0 would start from its first values, beside another that does not."""
+    given: dict[str, Any] = {"durability": "wal", "store": tmp_path / "store"}
+    LocalEngine(_request("asp", steps=4, workers=2, **given)).run()
+    shutil.rmtree(tmp_path / "store" / "log" / "0")
+    with pytest.raises(DamageError, match="the log log/0 is missing"):
+        LocalEngine(_request("asp", steps=8, workers=2, resume=True, **given)).run()
 
 
 def test_the_model_is_its_owners_again() -> None:

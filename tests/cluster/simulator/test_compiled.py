@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +66,22 @@ def test_nothing_is_left_beside_the_folder(cache: Path, capfd: pytest.CaptureFix
     first, again = _compiled.compiled_folder(QUICK), _compiled.compiled_folder(QUICK)
     assert first == again and [*first.parent.iterdir()] == [first] and first.is_relative_to(cache)
     assert [*first.rglob("_simulation.*.so")] and not [*Path(_compiled.__file__).parent.glob("*.so")]
+
+
+def test_a_new_version_removes_what_older_ones_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """But not what was used today, nor what is not its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(_compiled, "_check_tools", lambda: None)
+    monkeypatch.setattr(_compiled, "_compile", lambda tree, optimize: None)
+    native = tmp_path / "gradbase" / "native"
+    for name in ("simulator-old", ".build-old", "simulator-of-today", "kernels-old"):
+        (native / name / "gradbase").mkdir(parents=True)
+        if name.endswith("-old"):
+            os.utime(native / name, (time.time() - 3 * 24 * 3600,) * 2)
+    folder = _compiled.compiled_folder(QUICK)
+    assert {path.name for path in native.iterdir()} == {folder.name, "simulator-of-today", "kernels-old"}
+    os.utime(folder, (0, 0))
+    assert _compiled.compiled_folder(QUICK) == folder and time.time() - folder.stat().st_mtime < 3600
 
 
 def test_the_command_names_what_is_missing(

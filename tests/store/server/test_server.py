@@ -56,7 +56,7 @@ def server_of(job, address=None, **more):
     return StoreServer(job, layout_of(model, rule), rule, TOKEN, address, values=model.state_dict(), **more)
 
 
-def work(job, worker, address, codec=None, delay_s=0.0, die_at=None):
+def work(job, number, address, codec=None, delay_s=0.0, die_at=None, leave_at=None):
     """A worker: views into its own memory, plain autograd, gradients by page."""
     torch.set_num_threads(1)
     model, optimizer = recipe()
@@ -69,6 +69,8 @@ def work(job, worker, address, codec=None, delay_s=0.0, die_at=None):
     def compute(step, lane, batch):
         if die_at == step:
             raise KeyboardInterrupt
+        if leave_at == step:
+            worker.leave()
         time.sleep(delay_s)
         model.zero_grad()
         loss_of(model, batch).backward()
@@ -78,7 +80,8 @@ def work(job, worker, address, codec=None, delay_s=0.0, die_at=None):
             for page in layout.pages
         }
 
-    RemoteWorker(job, layout, worker, parse_address(address), TOKEN, memory, compressor=compressor).run(compute)
+    worker = RemoteWorker(job, layout, number, parse_address(address), TOKEN, memory, compressor=compressor)
+    worker.run(compute)
 
 
 def alone():
@@ -251,3 +254,112 @@ def test_rows_go_over_the_wire_as_blocks():
     assert torch.frombuffer(bytearray(pages.read((wanted,))[0].body), dtype=torch.float32).eq(0).all()
     with pytest.raises(StoreError, match="row 50 of weight"):
         pages.unpack((pack_rows(0, torch.tensor([50]), torch.ones(1, 4)),))
+
+
+ROWS = 200
+
+
+def words_recipe():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"words": torch.nn.Embedding(ROWS, 8, sparse=True), "head": torch.nn.Linear(8, 1)})
+    return model, torch.optim.Adagrad(model.parameters(), lr=0.1)
+
+
+def words_of(number):
+    """Ids of a batch, some of them more than once."""
+    return torch.randint(100, 120, (4, 6), generator=torch.Generator().manual_seed(number))
+
+
+def words_loss(model, number):
+    return (model["head"](model["words"](words_of(number)).mean(1)) - 1).square().mean()
+
+
+def words_layout(model, rule):
+    return lay_out(specs_of_model(model, rows=["words.weight"], costs=rule.costs()), 2, page_bytes=256)
+
+
+def words_worker(job, worker, address, memory, rows):
+    """A worker and what it computes: the table's gradient as autograd gives it, all others by page."""
+    model, optimizer = words_recipe()
+    layout = words_layout(model, rule_of(optimizer, model))
+    for name, parameter in model.named_parameters():
+        parameter.data = tensor_view(layout, memory, name)
+
+    def compute(step, lane, batch):
+        model.zero_grad()
+        words_loss(model, batch).backward()
+        found = {"words.weight": model["words"].weight.grad}
+        for name in ("head.weight", "head.bias"):
+            for page in layout.of_tensor(name):
+                flat = model.get_parameter(name).grad.reshape(-1)
+                found[page.number] = flat[page.start : page.start + page.numel]
+        return found
+
+    return RemoteWorker(job, layout, worker, address, TOKEN, memory, rows=rows), compute
+
+
+def words_alone():
+    model, optimizer = words_recipe()
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for lane in range(LANES):
+            (words_loss(model, step * LANES + lane) / LANES).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("consistency", ["bsp", "asp"])
+def test_workers_have_the_rows_that_they_need_and_no_others(consistency):
+    model, optimizer = words_recipe()
+    rule, job = rule_of(optimizer, model), job_of(consistency)
+    memories = [torch.zeros(words_layout(model, rule).slab_nbytes, dtype=torch.uint8) for _ in range(2)]
+    with StoreServer(job, words_layout(model, rule), rule, TOKEN, values=model.state_dict()) as server:
+        pairs = [
+            words_worker(job, n, server.address, memory, lambda batch: {"words.weight": words_of(batch)})
+            for n, memory in enumerate(memories)
+        ]
+        threads = [threading.Thread(target=worker.run, args=(compute,)) for worker, compute in pairs]
+        for thread in threads:
+            thread.start()
+        assert server.wait(60)
+        found, expected = server.state_dict(), words_alone()
+        for thread in threads:
+            thread.join(10)
+    if consistency == "bsp":
+        assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+    untouched = [*range(100), *range(120, ROWS)]
+    assert torch.equal(found["words.weight"][untouched], model.state_dict()["words.weight"][untouched])
+    assert not torch.allclose(found["words.weight"][100:120], model.state_dict()["words.weight"][100:120])
+    for memory in memories:
+        table = tensor_view(words_layout(model, rule), memory, "words.weight")
+        assert table[100:120].any() and not table[untouched].any()
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (lambda batch: words_of(batch)[:1], "was used, and not asked for"),
+        (lambda batch: torch.tensor([ROWS]), "row 200 of words.weight does not exist"),
+    ],
+)
+def test_rows_that_were_not_named_or_are_not_there_end_the_worker(ids, words):
+    model, optimizer = words_recipe()
+    rule, job = rule_of(optimizer, model), job_of()
+    memory = torch.zeros(words_layout(model, rule).slab_nbytes, dtype=torch.uint8)
+    with StoreServer(job, words_layout(model, rule), rule, TOKEN, values=model.state_dict()) as server:
+        worker, compute = words_worker(job, 0, server.address, memory, lambda batch: {"words.weight": ids(batch)})
+        with pytest.raises(StoreError, match=words):
+            worker.run(compute)
+
+
+def test_a_worker_that_leaves_and_one_that_comes_change_nothing():
+    """The first one goes in its third step, and the job ends with another, who came later."""
+    job = job_of()
+    with server_of(job) as server:
+        (first,) = start(job, server, 0, leave_at=2)
+        first.join(30)
+        assert not first.is_alive() and not server.wait(0)
+        (other,) = start(job, server, 3)
+        assert server.wait(60)
+        assert_equal(server.state_dict(), alone())
+        other.join(10)

@@ -39,7 +39,7 @@ from gradbase.cluster.storage import (
     read_manifest,
     resumed_directory,
 )
-from gradbase.cluster.worker import BatchStream, Learner, Recipe
+from gradbase.cluster.worker import Learner, Recipe
 from gradbase.common.errors import StepError, UsageError
 from gradbase.common.malloc import freed_memory_kept
 from gradbase.store.codec import choose, measure_speeds
@@ -154,9 +154,9 @@ class LocalEngine:
         closing.callback(slab.close)
         pages = SharedPages(slab, where)
         _fill(pages, where, recipe)
-        steps = self._steps(recipe)
         learner, memory = equip(recipe, slab, where, shared=request.shared, budget=request.memory)
         closing.callback(learner.close)
+        steps = self._steps(learner.length)
         manifest = _manifest(request, recipe.seed, where, task.codec)
         storage, logging = self._storage(request, manifest, pages, learner, memory)
         job = replace(request, logging=logging).job(steps, recipe.seed)
@@ -234,19 +234,30 @@ class LocalEngine:
         self._on_codec(choice._replace(reason=choice.reason + of))
         return choice.codec
 
-    def _steps(self, recipe: Recipe) -> int:
+    def _steps(self, length: int | None) -> int:
+        """How many there are, at most as many as `length` batches make, if it is known."""
         request = self._request
-        if request.steps is not None:
-            return request.steps
-        length = BatchStream(recipe.batches, recipe.random_state).length
         if length is not None:
-            return length // request.lane_count
-        if request.consistency != "bsp":
+            return min(request.steps or STEPS_UNKNOWN, self._steps_of(length))
+        if request.steps is None and request.consistency != "bsp":
             raise UsageError(
                 f"batches() does not say how many there are, and {request.consistency} hands them out by number",
                 "give --steps, or let batches() return something that has a length",
             )
-        return STEPS_UNKNOWN
+        return request.steps or STEPS_UNKNOWN
+
+    def _steps_of(self, length: int) -> int:
+        """bsp: whole steps; else as many as use every batch, the last one in part."""
+        lanes = self._request.lane_count
+        whole, rest = divmod(length, lanes)
+        if length < (lanes if self._request.consistency == "bsp" else 1):
+            problem = f"batches() has {length}, and a step takes {lanes}" if length else "batches() has none"
+            raise UsageError(problem, "use fewer workers, or more batches, which may be smaller")
+        if self._request.consistency != "bsp":
+            return whole + (rest > 0)
+        if rest and (self._request.steps or STEPS_UNKNOWN) > whole:
+            self._on_warning(f"warning: a step takes {lanes} batches: the last {rest} of {length} are left out")
+        return whole
 
     def _storage(
         self, request: Request, wanted: Manifest, pages: SharedPages, learner: Learner, memory: LocalMemory

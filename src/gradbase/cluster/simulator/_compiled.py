@@ -7,6 +7,7 @@ a process of its own that finds that folder first. What it does is the same, eve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +31,8 @@ _ROOMS = ("common", "store/machine", "cluster/simulator", "cluster/testing")
 _COMPILED_ROOMS = ("store/machine", "cluster/simulator")
 # Named tuples gain nothing and mypyc refuses some; the others are no part of a run.
 _PLAIN = frozenset(("__init__", "__main__", "messages", "notes", "_compiled", "_engine", "_hunt"))
+_NAME, _UNFINISHED = "simulator-", ".build-"
+_UNUSED_S = 24 * 3600.0
 _INSTALL = "pip install mypy setuptools"
 
 
@@ -49,14 +53,16 @@ def compiled_folder(optimize: int = 2) -> Path:
     """The folder with the compiled modules, made if it is not there: within some two minutes. `optimize`: the level
     of the C compiler. Raises UsageError where mypyc or a C compiler is missing, or one of them fails.
     """
-    folder = _cache() / f"simulator-{_key(optimize)}"
+    folder = _cache() / f"{_NAME}{_key(optimize)}"
     if not folder.exists():
         _check_tools()
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".build-") as made:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_UNFINISHED) as made:
             tree = Path(made) / "tree"
             _copy(tree)
             _compile(tree, optimize)
             _keep(tree, folder)
+        _prune(folder)
+    os.utime(folder)  # it is in use
     return folder
 
 
@@ -142,3 +148,14 @@ def _keep(tree: Path, folder: Path) -> None:
     except OSError:
         if not folder.exists():
             raise
+
+
+def _prune(folder: Path) -> None:
+    """Remove what other versions have left; a day after it was last used, since other installations may share the cache
+    and be at work.
+    """
+    for other in folder.parent.iterdir():
+        with contextlib.suppress(OSError):  # somebody else was first
+            unused_s = time.time() - other.stat().st_mtime
+            if other != folder and other.name.startswith((_NAME, _UNFINISHED)) and unused_s > _UNUSED_S:
+                shutil.rmtree(other)

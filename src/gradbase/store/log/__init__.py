@@ -10,7 +10,7 @@ from gradbase.store.log._costs import (
     choose_scheme,
 )
 from gradbase.store.log._format import COORDINATOR, Record
-from gradbase.store.log._reader import LogReader, Segment, Torn, list_segments
+from gradbase.store.log._reader import LogReader, Segment, Torn, has_segments, list_segments
 from gradbase.store.log._writer import LogWriter
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "checkpoint_loss",
     "choose_scheme",
     "from_record",
+    "has_segments",
     "list_segments",
     "open_log",
     "to_record",

@@ -68,6 +68,11 @@ def list_segments(files: Files, directory: str) -> list[Segment]:
     return segments
 
 
+def has_segments(files: Files, directory: str) -> bool:
+    """Whether there is a log, looking at names alone."""
+    return any(name.endswith(SUFFIX) for name in files.names(directory))
+
+
 class LogReader:
     """The records of a log with LSN above `after` (None: all that are there), in order: iterate it, once.
 

@@ -41,7 +41,8 @@ class Session(ABC):
     """One process of a worker. Made by `new_session`; every public method returns the effects to carry out, in order.
 
     One thing is under way at a time: a read of all shards, a computation, or a push to all shards. `nonce` is the
-    process's own random number. `selection` is what every read asks for (sparse rows change it before they compute).
+    process's own random number. With `selective` a read's `selection` names the batches that are to be computed on it,
+    and the engine puts what they need of sparse rows in its place; else it is None.
     """
 
     _HANDLERS: ClassVar[dict[type, str]] = {
@@ -69,6 +70,7 @@ class Session(ABC):
         self.term = 0
         self.seq = 0  # the version to read and compute on, or the clock
         self.finished = False
+        self.selective = False
         self.selection: object = None
         self._note = note
         self._out: list[Effect] = []
@@ -223,6 +225,8 @@ class Session(ABC):
     # Reads.
 
     def _read(self) -> None:
+        if self.selective:
+            self.selection = self._to_compute()
         pull = new(Pull, (self.term, self.worker, self.session, self.seq, self.selection))
         self._reading.update(range(self._all))
         self._out.extend([new(Send, (shard, pull)) for shard in self._shards])
@@ -353,6 +357,10 @@ class Session(ABC):
 
     @abstractmethod
     def _batch(self, lane: int) -> int: ...
+
+    @abstractmethod
+    def _to_compute(self) -> tuple[int, ...]:
+        """The batches that the read about to begin is for."""
 
     @abstractmethod
     def _report(self) -> Report: ...

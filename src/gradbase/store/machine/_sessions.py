@@ -67,6 +67,9 @@ class StepSession(Session):
     def _batch(self, lane: int) -> int:
         return self.seq * self.job.lanes + lane
 
+    def _to_compute(self) -> tuple[int, ...]:
+        return tuple([self._batch(lane) for lane in self.lanes]) if self.seq < self.job.steps else ()
+
     def _has_pushed(self) -> None:
         self.seq += 1
         self._read()
@@ -197,6 +200,9 @@ class ClockSession(Session):
 
     def _batch(self, lane: int) -> int:
         return NO_BATCH if self._resting else self._batches[0]
+
+    def _to_compute(self) -> tuple[int, ...]:
+        return (self._batches[0],)
 
     def _has_pushed(self) -> None:
         self.seq += 1

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
 from torch.utils.checkpoint import checkpoint
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -437,6 +438,28 @@ _add("reentrant checkpointing over dropout", partial(Checkpointed, True), name="
 _add("complex numbers", Fourier, name="fourier")
 
 
+class Orthogonal(nn.Module):
+    """Two orthogonal weights, by an exponential and by Cayley's map: linear algebra, which takes no made-up numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = orthogonal(nn.Linear(16, 16), orthogonal_map="matrix_exp")
+        self.second = orthogonal(nn.Linear(16, 16), orthogonal_map="cayley")
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).tanh()))
+
+
+_add("orthogonal weights", Orthogonal, name="orthogonal")
+_add(
+    "instance normalization, whose statistics are averages over the batch",
+    lambda: Pooled(nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True, track_running_stats=True)), 8),
+    images,
+    name="instance_norm",
+)
+
+
 # Optimizers: the same perceptron, biases in a group of their own.
 
 
@@ -453,6 +476,7 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "adam_amsgrad": (torch.optim.Adam, {"lr": 1e-2, "amsgrad": True}),
     "adamw": (torch.optim.AdamW, {"lr": 1e-2}),
     "adagrad": (torch.optim.Adagrad, {"lr": 1e-2, "lr_decay": 1e-2}),
+    "adafactor": (torch.optim.Adafactor, {"lr": 1e-2}),
     "rmsprop": (torch.optim.RMSprop, {"lr": 1e-2}),
     "rmsprop_centered": (torch.optim.RMSprop, {"lr": 1e-2, "momentum": 0.9, "centered": True}),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -15,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn, optim
-from torch.utils import _pytree as pytree
 
 from gradbase.buffer import Frames, PageFile, load_frames
-from gradbase.capture import Program, capture_step, eager_peak_bytes
+from gradbase.capture import Batch, Program, capture_step, eager_peak_bytes, numbers_read, take_apart
 from gradbase.catalog import Catalog, OperatorStatistics, medium_of
 from gradbase.common.errors import UsageError
 from gradbase.common.malloc import freed_memory_returned, release_freed_memory
@@ -54,6 +54,12 @@ Loss = Callable[[nn.Module, Any], torch.Tensor]
 
 
 ALL_RULES = tuple(rule.name for rule in RULES)
+
+
+# More of them than a model has modes: something changes at every step.
+_PLANS_OF_ONE_SHAPE = 6
+
+_log = logging.getLogger("gradbase")
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -156,17 +162,24 @@ class Step:
         return loss
 
     def _timed(self, batch: Any, *, update: bool) -> torch.Tensor:
-        planned, _ = self._current = self.prepare(batch, update=update)
-        leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+        given = take_apart(batch)
+        planned, _ = self._current = self._prepared(batch, given, update)
         start = time.perf_counter()
-        loss = self._engine.run(planned, leaves)
+        loss = self._engine.run(planned, given.tensors)
+        for assign in planned.program.assignments:
+            assign()
         self.last_step_us = (time.perf_counter() - start) * 1e6
         self._step_times_us.append(self.last_step_us)
         return loss
 
     def prepare(self, batch: Any, *, update: bool = True) -> tuple[Planned, Explanation]:
         """The plan for a batch of this shape: from the plan cache, or made now."""
-        key = (self._shape_key(batch), update)
+        return self._prepared(batch, take_apart(batch), update)
+
+    def _prepared(self, batch: Any, given: Batch, update: bool) -> tuple[Planned, Explanation]:
+        if torch.is_autocast_enabled(self._device.type):
+            raise UsageError("the step is called or compiled under autocast", "open torch.autocast inside of the loss")
+        key = (self._key(given), update)
         if key not in self._plans:
             start = time.perf_counter()
             with random_state_kept(self._device):
@@ -174,16 +187,31 @@ class Step:
             gc.collect()
             release_freed_memory()
             self.planning_s += time.perf_counter() - start
+            self._watch_plans(given, key)
         return self._plans[key]
 
-    def _shape_key(self, batch: Any) -> Any:
-        leaves, spec = pytree.tree_flatten(batch)
-        shapes = tuple(
-            (tuple(x.shape), x.stride(), x.dtype, x.device) if isinstance(x, torch.Tensor) else repr(x) for x in leaves
-        )
-        modes = tuple(module.training for module in self._model.modules())
-        wanted = tuple(p.requires_grad for p in self._model.parameters())
-        return spec, shapes, modes, wanted
+    def _key(self, given: Batch) -> Any:
+        """All that a plan is made for."""
+        parameters, buffers = dict(self._model.named_parameters()), dict(self._model.named_buffers())
+        self._engine.follow(parameters, buffers)
+        shapes = tuple(map(_layout, given.tensors))
+        wanted = tuple((p.requires_grad, p.dtype) for p in parameters.values())
+        held = tuple(map(_layout, buffers.values()))
+        groups = self._optimizer.param_groups
+        owned = tuple((bool(group.get("momentum")), *map(id, group["params"])) for group in groups)
+        return shapes, given.rest, wanted, held, owned, numbers_read(self._model, self._loss)
+
+    def _watch_plans(self, given: Batch, key: Any) -> None:
+        """Say so where numbers that change from step to step cost a plan each."""
+        (shapes, *rest), update = key
+        alike = [others for (its, *others), its_update in self._plans if (its, its_update) == (shapes, update)]
+        if len(alike) == _PLANS_OF_ONE_SHAPE:
+            _log.warning(
+                "the step was planned %d times for batches of one shape, because numbers or texts changed that it may "
+                "read: %s; leave them out of the batch or the model, or make tensors (buffers) of them",
+                len(alike),
+                _difference(tuple(alike[-2]), tuple(rest)),
+            )
 
     # -- what the plan says
 
@@ -365,6 +393,17 @@ class _StepPlanner:
         return len(found)
 
 
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+
+
+def _difference(old: Any, new: Any) -> str:
+    """The first value that differs between two nested tuples."""
+    if not (isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new)):
+        return f"{new} was {old}"[:200]
+    return next((_difference(a, b) for a, b in zip(old, new, strict=True) if a != b), "")
+
+
 def _parameters_stand_alone(model: nn.Module) -> bool:
     """Whether each parameter fills a storage that no other tensor of the model lies in."""
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.numel()]
@@ -459,7 +498,9 @@ def compile(
 ) -> Step:
     """Plan the training step `loss(model, batch)`, its backward pass and `optimizer`'s update, within `memory`.
 
-    `batch` is any pytree of tensors and stands for all batches of its shape; no step is taken with it. `memory` is
+    `batch` is any pytree of tensors (dataclasses and objects with attributes too) and stands for all batches of its
+    shape; no step is taken with it. Python runs when a plan is made, kernels run at every step: see the README of
+    `gradbase.capture` for what follows for numbers that a model reads and for what it leaves behind. `memory` is
     bytes ("1.5GB", 2_000_000_000), a share of what eager needs for the same step ("40%"), or None for no limit; it
     covers parameters, gradients, optimizer state, activations and workspace. `clip_grad_norm` clips gradients by
     global norm before the update; `accumulate` updates at every n-th call, with summed gradients. `spill` is the

@@ -4,7 +4,7 @@ from gradbase.capture._batch import Batch, take_apart
 from gradbase.capture._blocks import BlockStep, takes_blocks
 from gradbase.capture._capture import Captured, capture_step
 from gradbase.capture._eager import eager_peak_bytes
-from gradbase.capture._optimizer import PartialStep, is_separable
+from gradbase.capture._optimizer import PartialStep, is_separable, twin_of
 from gradbase.capture._program import Call, Kept, Program, Ref, eager_signature
 from gradbase.capture._python import numbers_read
 from gradbase.capture._updates import Update
@@ -26,4 +26,5 @@ __all__ = [
     "numbers_read",
     "take_apart",
     "takes_blocks",
+    "twin_of",
 ]

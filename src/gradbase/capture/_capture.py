@@ -13,6 +13,8 @@ from gradbase.capture._trace import Loss, Trace, trace_step
 from gradbase.capture._updates import Tail
 from gradbase.common.errors import UsageError
 
+_WITH_CLOSURE = (optim.LBFGS,)
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -34,9 +36,15 @@ def capture_step(model: nn.Module, loss: Loss, optimizer: optim.Optimizer, batch
 
     Runs no kernel and leaves parameters, buffers, optimizer state and random generators as they were.
     """
+    _refuse_lazy(model)
     _refuse_hooks(model, optimizer)
     trace = trace_step(model, loss, batch)
     parameters = dict(model.named_parameters())
+    if isinstance(optimizer, _WITH_CLOSURE):
+        raise UsageError(
+            f"{type(optimizer).__name__} computes the loss several times a step, as often as its values make it",
+            "a plan is for one forward and backward pass: use an optimizer whose step() needs no closure",
+        )
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     strangers = owned - {id(p) for p in parameters.values()}
     if strangers:
@@ -51,6 +59,12 @@ def capture_step(model: nn.Module, loss: Loss, optimizer: optim.Optimizer, batch
     for name in unowned:  # a gradient nobody uses: eager keeps it in .grad, a plan need not compute it
         del trace.gradients[name]
     return Captured(trace, type(optimizer).__name__, shapes, is_separable(optimizer))
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise UsageError(f"{name} has no shape before the first batch", "call the model once, and then compile")
 
 
 def _refuse_hooks(model: nn.Module, optimizer: optim.Optimizer) -> None:

@@ -10,7 +10,6 @@ The update itself is the optimizer's own `step`, called on a stand-in that share
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 from torch import optim
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradbase.common.errors import UsageError
 
 SEPARABLE: frozenset[type[optim.Optimizer]] = frozenset(
     {
@@ -43,11 +44,18 @@ def is_separable(optimizer: optim.Optimizer) -> bool:
     return type(optimizer) in SEPARABLE
 
 
+def twin_of(optimizer: optim.Optimizer) -> Any:
+    """An optimizer with the same attributes, for other state and groups. (`copy` leaves those of subclasses out.)"""
+    twin = object.__new__(type(optimizer))
+    vars(twin).update(vars(optimizer))
+    return twin
+
+
 class StandIn:
     """An optimizer's own code, run on other state and groups than the optimizer's."""
 
     def __init__(self, optimizer: optim.Optimizer) -> None:
-        self._copy = copy.copy(optimizer)
+        self._copy = twin_of(optimizer)
         # Without the wrappers that profile, run hooks and break dynamo graphs at every call.
         self._step = inspect.unwrap(type(optimizer).step)
 
@@ -73,6 +81,7 @@ class PartialStep:
         self.parameters = tuple(parameters)
         self._parts = [(index, owned) for index, owned in enumerate(members) if owned]
         self._stand_in = StandIn(optimizer)
+        self._separable = is_separable(optimizer)
 
     @property
     def state(self) -> Any:
@@ -81,6 +90,9 @@ class PartialStep:
 
     def __call__(self) -> None:
         """Run the update. Gradients are in `.grad`; gradients must be disabled by the caller."""
+        if not self._separable:  # it has all parameters, and may keep more than state and groups: a count of its steps
+            inspect.unwrap(type(self.optimizer).step)(self.optimizer)
+            return
         # Looked up at every call: load_state_dict replaces both.
         groups = self.optimizer.param_groups
         parts = [{**groups[index], "params": owned} for index, owned in self._parts]
@@ -97,40 +109,58 @@ class UpdateShape:
 
 
 class _CountTraffic(TorchDispatchMode):
-    """Counts bytes read and written, and one operation per element written."""
+    """Counts bytes read and written, and one operation per element written, of tensors on one device."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self._device = device
         self.moved_bytes = 0
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in (*args, result):
-            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            if isinstance(tensor, torch.Tensor) and tensor.device == self._device:
                 self.moved_bytes += tensor.numel() * tensor.element_size()
-        if isinstance(result, torch.Tensor) and result.is_meta:
+        if isinstance(result, torch.Tensor) and result.device == self._device:
             self.flops += result.numel()
         return result
 
 
 def update_shape(optimizer: optim.Optimizer, parameter: torch.Tensor) -> UpdateShape:
-    """Learn an update's state and traffic by running the optimizer's code on meta tensors (no memory)."""
-    stand_in = torch.nn.Parameter(torch.empty_like(parameter, device="meta"))
-    stand_in.grad = torch.empty_like(stand_in)
+    """Learn an update's state and traffic by running the optimizer's code on meta tensors (no memory).
+
+    Code that reads numbers runs on real ones, of the parameter's size. Raises UsageError where it fails there too.
+    """
+    try:
+        return _shape_on(torch.device("meta"), optimizer, parameter)
+    except (RuntimeError, NotImplementedError) as error:
+        first = error
+    try:
+        if not parameter.is_meta:
+            return _shape_on(parameter.device, optimizer, parameter)
+    except (RuntimeError, NotImplementedError) as error:
+        first = error
+    raise UsageError(
+        f"{type(optimizer).__name__} cannot step a parameter of shape {list(parameter.shape)}: {first}",
+        "expected an optimizer for dense gradients; on the meta device one that reads no numbers",
+    )
+
+
+def _shape_on(device: torch.device, optimizer: optim.Optimizer, parameter: torch.Tensor) -> UpdateShape:
+    stand_in = torch.nn.Parameter(torch.empty_like(parameter, device=device).zero_())
+    stand_in.grad = torch.ones_like(stand_in)
     group = {**group_of(optimizer, parameter), "params": [stand_in]}
-    if "momentum_buffer_list" in group:
-        raise AssertionError("optimizer keeps lists in its groups")
     if "fused" in group:
         group["fused"] = None
     trial, state = StandIn(optimizer), type(optimizer.state)(dict)
     with torch.no_grad():
         trial.step(state, [group])  # creates the state
-        with _CountTraffic() as traffic:
+        with _CountTraffic(device) as traffic:
             trial.step(state, [group])
     nbytes = {
         key: value.untyped_storage().nbytes()
         for key, value in state[stand_in].items()
-        if isinstance(value, torch.Tensor) and value.is_meta
+        if isinstance(value, torch.Tensor) and value.device == device and value.dim() >= min(parameter.dim(), 1)
     }
     return UpdateShape(nbytes, traffic.moved_bytes, traffic.flops)

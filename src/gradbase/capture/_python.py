@@ -113,7 +113,7 @@ class Effects:
 
 def _carried(change: _Change) -> CaptureError:
     return CaptureError(
-        f"the step leaves a tensor in {change.place or 'the model'}.{change.name}: {_line(change)}",
+        f"the step leaves a tensor in {change.name} of {change.place or 'the model'}: {_line(change)}",
         "what a later step reads has to be a buffer: register_buffer in __init__, and assign to it in forward",
         "if it is for you to look at, let forward return it, or copy it to such a buffer",
     )

@@ -37,6 +37,8 @@ class Refined(fx.Interpreter):
             return _in_memory_order(*args)
         if target is aten.convolution_backward.default:
             return _one_gradient_at_a_time(*args)
+        if target is aten.native_batch_norm.default and args[5] and not self._is_input(3):
+            return _with_statistics_read_later(*args)
         # A window of a frame has no bit that says "conjugated" or "negated".
         if target is aten._conj.default:
             return aten.conj_physical.default(*args)
@@ -45,6 +47,11 @@ class Refined(fx.Interpreter):
         if torch.Tag.pointwise in getattr(target, "tags", ()) and not _is_exact(target, kwargs):
             return self._pointwise(target, args, kwargs)
         return super().call_function(target, args, kwargs)
+
+    def _is_input(self, position: int) -> bool:
+        """Whether an argument is a parameter, a buffer or a batch, as it is when the step begins; or None."""
+        argument = self._recorded.args[position]
+        return not isinstance(argument, fx.Node) or argument.op == "placeholder"
 
     def _pointwise(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call with its arguments in rows where eager has rows.
@@ -82,6 +89,17 @@ def _in_memory_order(noise: torch.Tensor, probability: float) -> torch.Tensor:
     order = sorted(range(noise.dim()), key=lambda d: (-noise.stride(d), d))
     drawn = aten.bernoulli.p(noise.permute(order), probability)
     return drawn.permute([order.index(d) for d in range(noise.dim())])
+
+
+def _with_statistics_read_later(*args: Any) -> Any:
+    """Batch norm whose running statistics are no buffers but a part or a copy of some, as instance norm has.
+
+    The kernel does not declare that it changes them, which is left to itself where nothing else of a step reads them.
+    """
+    output, mean, spread, *statistics = aten._native_batch_norm_legit_functional.default(*args)
+    for old, new in zip(args[3:5], statistics, strict=True):
+        old.copy_(new)
+    return output, mean, spread
 
 
 def _one_gradient_at_a_time(*args: Any) -> list[torch.Tensor | None]:

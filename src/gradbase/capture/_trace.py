@@ -87,6 +87,7 @@ def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
         return [value.detach(), *_accumulated(own, trainable, grads, received)]
 
     stack = ModuleStack(model)
+    originals = (*parameters.values(), *buffers.values(), *given.tensors)
     batch_inputs = [fake.detached(tensor) for tensor in given.tensors]
     inputs = [*map(fake, parameters.values()), *map(fake, buffers.values()), *batch_inputs]
     try:
@@ -94,8 +95,10 @@ def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
             recorded = make_fx(step, tracing_mode="real")(*inputs)
     except Exception as error:
         raise _explained(error) from error
-    assignments = effects.assignments({id(constant) for constant in vars(recorded).values()})
+    assignments = effects.assignments({id(constant) for constant in (*recorded.buffers(), *recorded.parameters())})
     functional = _functionalize(recorded, inputs, fake_mode)
+    names = (*parameters, *buffers, *(f"batch[{i}]" for i in range(len(given.tensors))))
+    _refuse_shared_writes(functional, dict(zip(names, originals, strict=True)))
     return Trace(functional, tuple(parameters), tuple(buffers), len(given.tensors), received, assignments)
 
 
@@ -170,6 +173,20 @@ def _functionalize(recorded: fx.GraphModule, inputs: Sequence[torch.Tensor], mod
         graph = make_fx(pure, tracing_mode="real")(*(t.detach() for t in inputs))
     graph.graph.eliminate_dead_code(_has_effect)
     return graph
+
+
+def _refuse_shared_writes(graph: fx.GraphModule, tensors: dict[str, torch.Tensor]) -> None:
+    """A step that writes to a tensor would have to show it in another one of the same memory, which it does not."""
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    written = {node.args[0] for node in graph.graph.nodes if node.target is torch.ops.aten.copy_.default}
+    for name, node in zip(tensors, placeholders, strict=True):
+        memory = tensors[name].untyped_storage()._cdata
+        twins = [n for n, t in tensors.items() if n != name and t.untyped_storage()._cdata == memory]
+        if node in written and twins:
+            raise CaptureError(
+                f"the step changes {name} in place, which shares its memory with {twins[0]}",
+                "clone one of them, so that each has memory of its own",
+            )
 
 
 def _has_effect(node: fx.Node) -> bool:

@@ -70,7 +70,10 @@ class Bench:
         return self._arena.tensor(offset, like.dtype, like.shape, like.stride())
 
     def lay_out(self, program: Program, call: Call, workspace_bytes: int = 0) -> None:
-        """A place for every storage of a call; arguments filled, integers with zeros (a valid index)."""
+        """A place for every storage of a call; arguments filled, integers with zeros (a valid index).
+
+        Linear algebra refuses what is singular: it is given identities, and ones for pivots.
+        """
         arguments = call.arguments
         self._offsets = {}
         position = 0
@@ -83,7 +86,16 @@ class Bench:
         self._workspace = position
         self.reserve(position + workspace_bytes)
         for value in arguments:
-            self._prepare(program.values[value], program.plan.storages[program.values[value].storage].nbytes)
+            if is_linear_algebra(call.target):
+                _make_identity(self.window_of(program.values[value]))
+            else:
+                self._prepare(program.values[value], program.plan.storages[program.values[value].storage].nbytes)
+
+    def window_of(self, tensor: Tensor) -> torch.Tensor:
+        """Where a call's argument or result is."""
+        assert self._arena is not None
+        offset = self._offsets[tensor.storage] + tensor.offset * getattr(torch, tensor.dtype).itemsize
+        return self._arena.tensor(offset, tensor.dtype, tensor.shape, tensor.strides)
 
     def _prepare(self, tensor: Tensor, nbytes: int) -> None:
         assert self._arena is not None
@@ -127,9 +139,7 @@ class BenchWindows:
         self._scope = scope
 
     def tensor(self, value: int) -> torch.Tensor:
-        spec = self._program.values[value]
-        offset = self._offsets[spec.storage] + spec.offset * getattr(torch, spec.dtype).itemsize
-        return self._arena.tensor(offset, spec.dtype, spec.shape, spec.strides)
+        return self._bench.window_of(self._program.values[value])
 
     def given(self, value: int) -> torch.Tensor:
         """What a kernel is given."""
@@ -159,6 +169,22 @@ class BenchWindows:
 
     def workspace(self) -> int:
         return self._workspace
+
+
+# Of those that are not called linalg_...
+_LINEAR_ALGEBRA = ("cholesky", "geqrf", "inverse", "lu_", "matrix_exp", "orgqr", "ormqr", "triangular_solve")
+
+
+def is_linear_algebra(target: Any) -> bool:
+    """Whether a kernel decides by the numbers how it goes on, and with that what it allocates."""
+    return str(target._schema.name).removeprefix("aten::").lstrip("_").startswith(("linalg_", *_LINEAR_ALGEBRA))
+
+
+def _make_identity(tensor: torch.Tensor) -> None:
+    matrices = tensor.dim() > 1 and tensor.dtype.is_floating_point
+    tensor.fill_(0 if matrices else 1)
+    if matrices:
+        tensor.diagonal(dim1=-2, dim2=-1).fill_(1)
 
 
 def materialized(argument: Any, windows: BenchWindows) -> Any:

@@ -16,7 +16,7 @@ from torch import nn, optim
 
 from gradbase.buffer import Arena, CudaPager, DeviceArena, Frames, FrameSource, PageFile, Pager, Region
 from gradbase.capture import Program
-from gradbase.common.errors import GradbaseError, StepError
+from gradbase.common.errors import GradbaseError, StepError, UsageError
 from gradbase.common.malloc import freed_memory_returned
 from gradbase.executor._codegen import FILENAME, Generated, Resources, generate, page_slots, stamps_to_us
 from gradbase.executor._homes import WEIGHT, Home, RestName, move_in, move_out, settle
@@ -77,6 +77,16 @@ class Engine:
         self._bound: list[Planned] = []
         self.accumulation = Accumulation()
         self.meter: PeakMeter | None = None
+
+    def follow(self, parameters: Mapping[str, nn.Parameter], buffers: Mapping[str, torch.Tensor]) -> None:
+        """Take over buffers that were replaced. Raises UsageError where parameters were: they have a state."""
+        for name, parameter in self._parameters.items():
+            if parameters.get(name) is not parameter:
+                raise UsageError(
+                    f"the model's parameter {name} is not the one that the step was compiled with",
+                    "compile the step again after parts of a model are replaced, or loaded with assign=True",
+                )
+        self._buffers = dict(buffers)
 
     # -- binding
 

@@ -9,9 +9,8 @@ workspace), and which of its allocations are its results.
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +18,18 @@ from torch import optim
 from torch.profiler import ProfilerActivity, profile
 
 from gradbase.buffer import AllocationLog, Frames
-from gradbase.capture import BlockStep, Call, PartialStep, Program, Update, takes_blocks
+from gradbase.capture import BlockStep, Call, PartialStep, Program, Update, takes_blocks, twin_of
 from gradbase.catalog import OperatorStatistics
+from gradbase.common.errors import CaptureError
 from gradbase.common.malloc import release_freed_memory
-from gradbase.executor._bench import ALIGNMENT_BYTES, Bench, materialized, random_state_kept, widest_bytes
+from gradbase.executor._bench import (
+    ALIGNMENT_BYTES,
+    Bench,
+    is_linear_algebra,
+    materialized,
+    random_state_kept,
+    widest_bytes,
+)
 from gradbase.executor._lowering import Lowering, choose, emit, served_lines
 from gradbase.executor._peak import reset_resident_peak, resident_bytes
 from gradbase.executor._touched import RegionProbe
@@ -64,7 +71,7 @@ class Analyzer:
                     return self._measure_macro(operator)
             # Gradients stay enabled though nothing requires one: recurrent kernels look at the mode to decide
             # whether to leave what the backward pass needs.
-            with torch.enable_grad():
+            with torch.enable_grad(), _refused_by(operator):
                 return self._measure_call(operator, call)
 
     def warm_up(self, operator: Operator, trait: Trait) -> None:
@@ -122,7 +129,7 @@ class Analyzer:
         if lowering.way != "copied":
             with contextlib.suppress(RuntimeError):  # some out= forms want to resize: then as the kernel allocates
                 log = self._recorded(self._compiled(call, lowering))[1]
-                workspace = pack_workspace(log.allocations) if self._frames else Workspace()
+                workspace = pack_workspace(log.allocations) if self._foreseen(call) else Workspace()
                 return Trait(workspace=workspace), self._scratch_bytes(log, workspace)
         return self._discover_functional(call)
 
@@ -134,8 +141,8 @@ class Analyzer:
         several = isinstance(results, (tuple, list))
         tensors = [r if isinstance(r, torch.Tensor) else None for r in (results if several else [results])]
         layouts = tuple(None if t is None else layout_of(t) for t in tensors)
-        served = served_indices(self._program, call.results, tensors, log) if self._frames else None
-        workspace = pack_workspace(log.allocations) if self._frames else Workspace()
+        served = served_indices(self._program, call.results, tensors, log) if self._foreseen(call) else None
+        workspace = pack_workspace(log.allocations) if self._foreseen(call) else Workspace()
         copied_bytes = 0 if served is not None else sum(_nbytes(t) for t in tensors)
         trait = Trait(served, layouts, workspace, native=False)
         scratch_bytes = self._scratch_bytes(log, workspace) + copied_bytes
@@ -143,6 +150,10 @@ class Analyzer:
         if served is None or self._probe is None:
             return trait, scratch_bytes
         return self._probe.packed(call, trait, log), scratch_bytes
+
+    def _foreseen(self, call: Call) -> bool:
+        """Whether the kernel asks for memory the same way every time, so that it can be given frames."""
+        return self._frames is not None and not is_linear_algebra(call.target)
 
     def _scratch_bytes(self, log: AllocationLog, workspace: Workspace) -> int:
         return _unplanned_bytes(log, workspace) if self._frames else log.peak_extra_bytes
@@ -234,6 +245,18 @@ class Analyzer:
         return run
 
 
+@contextlib.contextmanager
+def _refused_by(operator: Operator) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        place = " of ".join(filter(None, (operator.source, operator.module)))
+        raise CaptureError(
+            f"{operator.target} ({place or 'the step'}) cannot be measured: {str(error).strip().splitlines()[0]}",
+            "operators are measured with made-up numbers, which this one does not take; use another in its place",
+        ) from error
+
+
 def _trial(
     optimizer: optim.Optimizer, parameters: Sequence[torch.Tensor], bench: Bench
 ) -> tuple[Any, list[torch.Tensor]]:
@@ -247,7 +270,7 @@ def _trial(
             position += -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         by_id[id(parameter)] = torch.nn.Parameter(pair[0])
         by_id[id(parameter)].grad = pair[1]
-    trial = copy.copy(optimizer)
+    trial = twin_of(optimizer)
     trial.state = type(optimizer.state)(dict)
     trial.param_groups = [
         {**g, "params": [by_id[id(p)] for p in g["params"] if id(p) in by_id]} for g in optimizer.param_groups

@@ -112,8 +112,21 @@ def test_a_log_that_is_gone_is_told(root, capsys):
         kept = (root / "log" / name).rename(root / "elsewhere")
         assert main(["store", "verify", str(root), "--json"]) == 2
         assert f"the log log/{name} is missing" in capsys.readouterr().err
+        assert main(["store", "recover", str(root), "--out", str(root.parent / "out.safetensors")]) == 2
+        assert not [*root.parent.glob("*.safetensors")]
         kept.rename(root / "log" / name)
     assert main(["store", "verify", str(root)]) == 0
+
+
+def test_verify_tells_of_a_log_that_ends_before_its_checkpoint(root, capsys):
+    """Each of its records is right; that there were more, only the checkpoint knows."""
+    SmallStore(root).open().train(3).checkpoint().close()
+    (segment,) = (root / "log" / "0").glob("*.log")
+    with open(segment, "r+b") as file:
+        file.truncate(3 * 4096)
+    assert main(["store", "verify", str(root), "--json"]) == 2
+    (damaged,) = [each for each in told(capsys) if each["event"] == "damaged"]
+    assert damaged["name"] == "log 0" and damaged["lsn"] == 3 and "up to LSN 3" in str(damaged["problem"])
 
 
 def test_verify_tells_every_damage(root, capsys):

@@ -6,6 +6,7 @@ checkpoints/ (see checkpoint/README.md). Nothing here writes into it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ MANIFEST = "MANIFEST.json"
 FORMAT = 1
 _LOGS = "log"
 COORDINATOR = "coordinator"
+_REMEDY = "restore it from a copy, or begin a new store from the parameters.safetensors of a checkpoint"
 _SCHEMES = {RAW: "physical", ENCODED: "physical encoded"}
 
 
@@ -105,23 +107,24 @@ def log_names(files: Files) -> list[str]:
 
 
 def missing_log(files: Files, shard_count: int) -> DamageError | None:
-    """One of a store's logs that is gone as a whole while others are there; None if all are, or none.
+    """One of a store's logs that is gone as a whole; None if all are there, or nothing was ever kept.
 
     A log that is not there looks like one that was never written to, and a shard would begin again without a word.
-    The coordinator's is made last, before any record is written: without it, the others are empty.
+    The coordinator's is made last, before any record is written or checkpoint taken: without it, there is none.
     """
     names = [str(shard) for shard in range(shard_count)]
     if has_segments(files, f"{_LOGS}/{COORDINATOR}"):
         missing = [name for name in names if not has_segments(files, f"{_LOGS}/{name}")]
     else:
-        missing = [COORDINATOR] if any(_has_records(files, name) for name in names) else []
+        used = bool(numbers(files)) or any(_has_records(files, name) for name in names)
+        missing = [COORDINATOR] if used else []
     if not missing:
         return None
     path = f"{_LOGS}/{missing[0]}"
     return DamageError(
-        f"the log {path} is missing, and others of the store are there",
+        f"the log {path} is missing, and the store was in use",
         "what was acknowledged may be in it, and cannot be skipped",
-        "restore it from a copy",
+        _REMEDY,
         path=path,
         offset=0,
     )
@@ -160,8 +163,9 @@ def verify_store(files: Files) -> Iterator[Verdict]:
     missing = missing_log(files, int(manifest.get("lanes", 0)))
     if missing is not None:
         yield Verdict(missing.path, damage=missing)
+    held = _held_lsns(files)
     for name in log_names(files):
-        yield _verify_log(files, name)
+        yield _verify_log(files, name, held.get(name, 0))
     for number in numbers(files):
         verdict = _verify_checkpoint(files, number)
         if verdict is not None:
@@ -177,6 +181,9 @@ def recover(files: Files, out: File) -> Recovered:
     Raises StoreError when there is no such checkpoint, DamageError for a damaged log.
     """
     manifest = read_manifest(files)
+    missing = missing_log(files, int(manifest.get("lanes", 0)))
+    if missing is not None:
+        raise missing
     checkpoint, skipped = _newest_whole(files)
     records = {name: _records_after(files, name, checkpoint) for name in log_names(files) if name.isdecimal()}
     physical = {name: [record for record in each if record.update is not None] for name, each in records.items()}
@@ -235,14 +242,43 @@ def _has_records(files: Files, name: str) -> bool:
         return True  # what it was is for whoever reads it to say
 
 
-def _verify_log(files: Files, name: str) -> Verdict:
+def _verify_log(files: Files, name: str, held_lsn: int) -> Verdict:
+    """held_lsn: the newest of the log's records that is in a checkpoint, and so was durable before that was taken."""
     count = nbytes = 0
     try:
-        for record in LogReader(files, f"{_LOGS}/{name}", after=None):
+        reader = LogReader(files, f"{_LOGS}/{name}", after=None)
+        for record in reader:
             count, nbytes = count + 1, nbytes + record.nbytes
     except DamageError as damage:
         return Verdict(f"log {name}", count, nbytes, damage)
-    return Verdict(f"log {name}", count, nbytes)
+    short = reader.end is not None and reader.next_lsn <= held_lsn
+    return Verdict(f"log {name}", count, nbytes, _ends_too_soon(reader, held_lsn) if short else None)
+
+
+def _ends_too_soon(reader: LogReader, held_lsn: int) -> DamageError:
+    assert reader.end is not None
+    path, offset = reader.end
+    return DamageError(
+        f"the log is damaged at LSN {reader.next_lsn}: {path}, byte {offset}: it ends there, and a checkpoint has what "
+        f"it held up to LSN {held_lsn}",
+        _REMEDY,
+        path=path,
+        offset=offset,
+        lsn=reader.next_lsn,
+    )
+
+
+def _held_lsns(files: Files) -> dict[str, int]:
+    """By name of a shard's log, up to where complete checkpoints hold it; of those that can be read."""
+    held: dict[str, int] = {}
+    for number in numbers(files):
+        with contextlib.suppress(DamageError):
+            checkpoint = read_checkpoint(files, number)
+            for owner, part in checkpoint.parts.items() if checkpoint.complete else ():
+                shard = owner.removeprefix("shard-")
+                if shard.isdecimal():
+                    held[str(int(shard))] = max(held.get(str(int(shard)), 0), int(part.state["lsn"]))
+    return held
 
 
 def _verify_checkpoint(files: Files, number: int) -> Verdict | None:

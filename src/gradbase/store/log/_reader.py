@@ -159,7 +159,7 @@ def damage(path: str, offset: int, lsn: int, why: str) -> DamageError:
     return DamageError(
         f"the log is damaged at LSN {lsn}: {path}, byte {offset}: {why}",
         f"records before LSN {lsn} are whole; later ones were acknowledged and cannot be skipped",
-        "restore the file from a copy, or resume from a checkpoint at or after that LSN",
+        "restore the file from a copy, or begin a new store from the parameters.safetensors of a checkpoint",
         path=path,
         offset=offset,
         lsn=lsn,

@@ -203,6 +203,34 @@ def test_refusals(options: dict[str, Any], told: str) -> None:
     assert told in str(caught.value)
 
 
+def test_golds_may_be_written_as_another_table_writes_them() -> None:
+    said = {"item": [1, 1, 2, 2, 3], "worker": ["a", "b", "a", "b", "a"], "label": [True, True, False, False, True]}
+    found = gradbase.crowd(said, gold={"item": ["1", "2"], "label": ["True", "FALSE"]})
+    assert found.evaluation is not None and found.evaluation.accuracy == 1.0
+    numbers = said | {"label": [1, 1, 2, 2, 1]}
+    found = gradbase.crowd(numbers, gold={"item": ["1", "2"], "label": ["1.0", "2.0"]})
+    assert found.evaluation is not None and found.evaluation.accuracy == 1.0
+    with pytest.raises(TableError, match="no gold is a class that anybody claimed: 'yes'"):
+        gradbase.crowd(said, gold={"item": [1, 2], "label": ["yes", "no"]})
+
+
+def test_reasons_of_sets_add_up_to_the_log_odds_of_yes_or_no() -> None:
+    found = gradbase.crowd(SETS)
+    sums: dict[tuple[int, str], float] = {}
+    for row in found.why.to_pylist():
+        sums[row["item"], row["tag"]] = sums.get((row["item"], row["tag"]), 0.0) + row["log_odds"]
+    for row in found.truths.to_pylist():
+        odds = row["probability"] / row["runner_up_probability"]
+        assert sums[row["item"], row["label"]] == pytest.approx(np.log(odds), abs=1e-6)
+
+
+def test_a_row_that_is_left_out_leaves_nothing_behind() -> None:
+    said = {"item": [1, 2, 1, 3], "worker": ["a", None, "b", "c"], "label": ["x", "y", "x", None]}
+    found = gradbase.crowd(said)
+    assert found.truths["item"].to_pylist() == [1] and found.workers["worker"].to_pylist() == ["a", "b"]
+    assert (found.counts["rows_missing"], found.counts["classes"]) == (2, 1)
+
+
 def test_a_gold_of_strangers_is_refused_before_anything_slow() -> None:
     stages: list[str] = []
     with pytest.raises(TableError, match="none of the 2 items with gold is among the claims"):

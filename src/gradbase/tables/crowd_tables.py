@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -423,18 +423,36 @@ def compare(result: Result, gold: Mapping[str, str]) -> Evaluation:
 def _compare_classes(result: Result, known: Mapping[int, str], rows: NDArray[np.int64], left: int) -> Evaluation:
     claims = result.claims
     names = [str(name) for name in claims.classes.tolist()]
-    place = {name: number for number, name in enumerate(names)}
-    truth = np.array([place.get(value, -1) for value in known.values()], dtype=np.int64)
+    truth = _class_of(names, known.values())
+    if len(truth) > 1 and (truth < 0).all():
+        shown, said = ", ".join(map(repr, names[:6])), next(iter(known.values()))
+        raise TableError(f"no gold is a class that anybody claimed: {said!r}", f"the labels are {shown}")
     assert result.posterior is not None
     likelihood = np.where(truth < 0, 0.0, result.posterior[rows, truth])
     return evaluate_values(
         [names[value] for value in result.value[rows].tolist()],
         result.probability[rows],
-        list(known.values()),
+        [value if t < 0 else names[t] for t, value in zip(truth.tolist(), known.values(), strict=True)],
         probability_of_gold=likelihood,
         majority=majority_right(claims.item, claims.label, dict(zip(rows.tolist(), truth.tolist(), strict=True))),
         unanswered=left,
     )
+
+
+def _class_of(names: Sequence[str], golds: Iterable[str]) -> NDArray[np.int64]:
+    """int64[golds]: the class of each gold, -1 where nobody said it. Tables write one value in several ways: what is
+    not found as it stands is looked for as a number or as true and false."""
+    exact = {name: number for number, name in enumerate(names)}
+    plain: dict[str, int] = {}
+    for name, number in exact.items():
+        plain[_plainly(name)] = -1 if _plainly(name) in plain else number
+    return np.array([exact.get(gold, plain.get(_plainly(gold), -1)) for gold in golds], dtype=np.int64)
+
+
+def _plainly(name: str) -> str:
+    if _is_number(name):
+        return repr(float(name))
+    return name.lower() if name.lower() in ("true", "false") else name
 
 
 def _compare_numbers(result: Result, known: Mapping[int, str], rows: NDArray[np.int64], left: int) -> Evaluation:

@@ -26,6 +26,7 @@ from gradbase.tables.io import (
     CodedTable,
     Role,
     Workspace,
+    modules,
     open_scan,
     read_coded,
     read_features,
@@ -57,7 +58,8 @@ class FuseTables:
         scale (of measured numbers).
     copies: copier, original, probability, evidence, shared, same.
     why: object, attribute, source (null: what was known before any claim), value, member, log_odds.
-    history: object, attribute, value, since, until, probability, of items whose truth changed.
+    history: object, attribute, value, since, until (moments in UTC where times are dates), probability, of items whose
+        truth changed.
     gates: name, kept, gain: what was tried on claims held out, and whether it was kept.
     next: object, attribute, source, gain: the claims most worth buying, best first.
     state: named tables, to be given to the next call together with new claims.
@@ -231,7 +233,7 @@ def fuse_tables_of(
         truths=_with_names(result.truths, names),
         sources=_with_names(sources, names),
         copies=_with_names(result.copies, names),
-        history=_with_names(result.history, names),
+        history=_dated(_with_names(result.history, names), coded),
         gates=table(result.gates),
         next=_with_names(result.next(count), names) if count else None,
         kinds=dict(result.kinds),
@@ -265,6 +267,28 @@ def _with_names(columns: Mapping[str, Any], names: Mapping[str, NDArray[Any]]) -
         name: named(names[name], np.asarray(values)) if name in names else column(values)
         for name, values in columns.items()
     })  # fmt: skip
+
+
+def _dated(history: Any, coded: CodedTable) -> Any:
+    """Times as they were given: numbers, or else moments, in UTC."""
+    times = coded.names.get("time", np.empty(0)).tolist()
+    if not any(isinstance(name, str) and not _is_number(name) for name in times):
+        return history
+    _, arrow = modules()
+    for name in ("since", "until"):
+        seconds = history[name].to_pylist()
+        moments = [None if at is None else round(at * 1e6) for at in seconds]
+        dates = arrow.array(moments, arrow.timestamp("us", "UTC"))
+        history = history.set_column(history.column_names.index(name), name, dates)
+    return history
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 Gold = dict[tuple[str, str], list[str]]

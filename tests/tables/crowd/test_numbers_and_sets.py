@@ -67,6 +67,29 @@ def test_what_divides_a_crowd_is_less_certain() -> None:
     assert inside(result, truth) > 0.85
 
 
+def test_where_nobody_can_be_compared_a_number_may_be_off_as_far_as_numbers_are_apart() -> None:
+    said = np.array([1.0, 4.0, 2.0, 8.0, 5.0])
+    result = infer(Claims.from_columns(np.arange(5), ["a"] * 5, said, kind="numbers"))
+    np.testing.assert_allclose(result.value, said)
+    np.testing.assert_allclose(np.diff(result.interval)[:, 0] / 2, 1.645 * said.std(), rtol=0.02)
+    alone = infer(Claims.from_columns([0], ["a"], [1.5], kind="numbers"))
+    assert alone.value == [1.5] and np.isnan(alone.interval).all() and alone.probability == [0.0]
+
+
+def test_one_item_tells_no_biases() -> None:
+    result = infer(Claims.from_columns([0, 0, 0], ["a", "b", "c"], [1.5, 2.5, 9.0], kind="numbers"))
+    assert (result.workers.bias == 0).all() and np.diff(result.interval) > 5
+
+
+def test_few_items_that_are_compared_tell_how_far_all_may_be_off() -> None:
+    generator = np.random.default_rng(0)
+    truth, item = generator.normal(0, 10, 600), np.concatenate([np.arange(600), np.arange(100)])
+    worker = np.concatenate([generator.integers(0, 6, 600), generator.integers(6, 12, 100)])
+    said = truth[item] + generator.normal(0, 2, 700)
+    result = infer(Claims.from_columns(item, worker, said, kind="numbers"))
+    assert 0.85 < inside(result, truth) < 0.97
+
+
 def test_students_quantiles() -> None:
     np.testing.assert_allclose(student90(np.array([2.0, 5.0, 30.0])), [2.920, 2.015, 1.697], rtol=0.004)
 
@@ -117,7 +140,7 @@ def test_sets_beat_majority_and_their_reasons_add_up() -> None:
     why = result.why()
     odds = np.zeros((120, 5))
     np.add.at(odds, (why.item, why.tag), why.log_odds)
-    np.testing.assert_allclose(odds, np.log(result.posterior / (1 - result.posterior)), atol=1e-9)
+    np.testing.assert_allclose(odds, np.log(result.probability / (1 - result.probability)), atol=1e-9)
     again = infer(claims, state=State.from_tables(result.state.tables()))
     assert (again.value == result.value).mean() > 0.98
 

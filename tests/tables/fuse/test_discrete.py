@@ -139,6 +139,27 @@ def test_copiers_are_found_and_discounted() -> None:
     assert len(off.copies["copier"]) == 0
 
 
+def test_copiers_of_one_attribute_are_found_beside_others() -> None:
+    random = np.random.default_rng(8)
+    quality = random.uniform(0.3, 0.95, 16).tolist()
+    world = with_copiers(opinions(quality, items=250, cover=0.35, seed=8), "s3", 3, rate=1.0)
+    rows = [(object, "color", source, value) for object, _, source, value, _ in world.rows]
+    for item in range(250):
+        born = f"{random.integers(1950, 2000)}-01-02"
+        for source in np.flatnonzero(random.random(16) < 0.35).tolist():
+            said = born if random.random() < 0.8 else str(random.integers(1950, 2000))
+            rows.append((f"o{item}", "born", f"s{source}", said))
+    claims = Claims.from_columns(*zip(*rows, strict=True))
+    result = infer(claims)
+    told = [result.truths[name].tolist() for name in ("object", "attribute", "value")]
+    right = [
+        world.truth[claims.object_names[o]] == value
+        for o, a, value in zip(*told, strict=True)
+        if claims.attribute_names[a] == "color"
+    ]
+    assert len(result.copies["copier"]) == 6 and np.mean(right) > vote(world) + 0.05
+
+
 def test_independent_sources_are_not_called_copiers() -> None:
     world = opinions([0.9, 0.85, 0.8, 0.7, 0.6, 0.5], items=300, seed=5)
     result = infer(world.claims())

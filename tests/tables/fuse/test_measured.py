@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gradbase.tables.fuse import AttributeOptions, Claims, infer
+from gradbase.tables.fuse._measured import Measurements, estimate
 from tests.tables.fuse.worlds import World, mean_error, mean_error_of_means, odds_left_unexplained, readings
 
 MEASURED = {"x": AttributeOptions(kind="measure")}
@@ -71,3 +72,17 @@ def test_equal_claims_and_text_among_numbers() -> None:
     )
     truths = infer(world.claims(), attributes=MEASURED).truths
     assert truths["value"].tolist() == [3.0] and truths["claims"].tolist() == [2]
+
+
+def test_claims_that_are_all_drawn_together_are_not_held_out() -> None:
+    item, source = np.divmod(np.arange(120), 2)
+    data = Measurements(np.full(120, 1.5), item, source, np.ones(120), 60, 2)
+    found = estimate(data, np.full(120, 0.1), 50)
+    assert (found.truth == 1.5).all() and not any(gate.kept for gate in found.gates)
+
+
+def test_where_no_item_has_two_claims_they_may_be_off_as_far_as_numbers_are_apart() -> None:
+    said = np.random.default_rng(0).normal(50, 20, 60)
+    claims = Claims.from_columns([*range(60)], ["x"] * 60, ["a", "b"] * 30, said.tolist())
+    truths = infer(claims, attributes=MEASURED).truths
+    np.testing.assert_allclose((truths["high"] - truths["low"]) / 2, 1.645 * said.std(), rtol=0.25)

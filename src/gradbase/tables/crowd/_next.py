@@ -134,7 +134,7 @@ def _variance_taken(result: Result, items: NDArray[np.intp], depth: int) -> Floa
     workers = result.workers
     typical = float((workers.deviation**2 * workers.claims).sum() / max(workers.claims.sum(), 1))
     half = (result.interval[items, 1] - result.interval[items, 0]) / 2 / Z90
-    variance = np.where(np.isnan(half), 4.0 * typical, half**2)
+    variance = np.where(np.isnan(half), 4.0 * typical / (1.0 + result.claim_count[items]), half**2)
     claims = typical / np.maximum(variance, 1e-300)
     steps = claims[:, None] + np.arange(depth + 1)
     return -np.diff(typical / steps, axis=1)

@@ -1,8 +1,9 @@
 """Numbers: truths as means of what workers say, weighted by how far each of them usually is off.
 
 x = truth + bias[w] + noise of variance[w]; no shrinkage of truths, for which the spread of the crowd is no guide.
-Variances of workers are drawn to the crowd's. Biases are *gated*: they are kept only where they make a worker's number,
-predicted from the other workers' alone, better by a tenth; below that they rather follow which items a worker got.
+Variances of workers are drawn to the crowd's; where no item has two claims, they are as large as that of all numbers.
+Biases are *gated*: they are kept only where they make a worker's number, predicted from the other workers' alone and
+from the worker's other numbers, better by a tenth; below that they rather follow which items a worker got.
 Intervals are `_spread`'s.
 """
 
@@ -63,11 +64,12 @@ def numbers(claims: Claims) -> Result:
     claimed = rows.by_item(torch.ones_like(rows.value)).numpy()
     rest = rows.value - best.bias[rows.worker] - best.truth[rows.item]
     squares = rows.by_item(rest**2 / best.variance[rows.worker])
-    half = np.where(known, half_widths(best.precision.numpy(), squares.numpy(), claimed), np.nan)
+    told = known & (bool((claimed > 1).any()) or float(rows.value.var(unbiased=False)) > 0)
+    half = np.where(told, half_widths(best.precision.numpy(), squares.numpy(), claimed), np.nan)
     return Result(
         claims=claims,
         value=truth,
-        probability=np.where(known, 0.9, 0.0),
+        probability=np.where(told, 0.9, 0.0),
         runner_up=np.full(rows.n_items, NONE),
         runner_up_probability=np.zeros(rows.n_items),
         claim_count=count,
@@ -91,8 +93,9 @@ def _rows(claims: Claims) -> _Rows:
 def _estimate(rows: _Rows, biased: bool) -> _Estimate:
     ones = torch.ones_like(rows.value)
     claims = rows.by_worker(ones).clamp(min=1e-9)
-    floor = max(float(rows.value.var(unbiased=False)), 1e-12) * 1e-6
-    variance = torch.full((rows.n_workers,), max(float(rows.value.var(unbiased=False)), 1e-12), dtype=torch.float64)
+    widest = max(float(rows.value.var(unbiased=False)), 1e-12)
+    floor = widest * 1e-6
+    variance = torch.full((rows.n_workers,), widest, dtype=torch.float64)
     bias = torch.zeros(rows.n_workers, dtype=torch.float64)
     for _ in range(ROUNDS):
         truth, precision, rest = _truths(rows, bias, variance)
@@ -101,10 +104,14 @@ def _estimate(rows: _Rows, biased: bool) -> _Estimate:
             bias = _biases(rows, rest, leverage, variance, bias, claims)
             rest = rows.value - bias[rows.worker] - truth[rows.item]
         squares = torch.where(leverage > 1e-9, rest**2 / leverage.clamp(min=1e-9), 0.0)
-        pool = float(rows.by_worker(squares).sum() / claims.sum())
-        variance = ((rows.by_worker(squares) + PRIOR_CLAIMS * pool) / (claims + PRIOR_CLAIMS)).clamp(min=floor)
+        compared = rows.by_worker((leverage > 1e-9).double())
+        pool = float(rows.by_worker(squares).sum() / compared.sum()) if compared.sum() > 0 else widest
+        variance = ((rows.by_worker(squares) + PRIOR_CLAIMS * pool) / (compared + PRIOR_CLAIMS)).clamp(min=floor)
     truth, precision, rest = _truths(rows, bias, variance)
-    return _Estimate(truth, precision, bias, variance, _held_out(rows, rest, variance, precision))
+    leverage = 1.0 - (rows.share / variance[rows.worker]) / precision[rows.item]
+    own = _own_part(rows, rest, leverage, bias, claims) if biased else torch.zeros_like(rest)
+    judged = (leverage > 1e-6) & (compared > 1.5)[rows.worker]
+    return _Estimate(truth, precision, bias, variance, _held_out(rest[judged], leverage[judged], own[judged]))
 
 
 def _truths(rows: _Rows, bias: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,8 +126,7 @@ def _biases(
     rows: _Rows, rest: Tensor, leverage: Tensor, variance: Tensor, bias: Tensor, claims: Tensor
 ) -> Tensor:
     """Mean differences to the others, shrunk by how much of their spread chance explains; their median is zero."""
-    others = torch.where(leverage > 1e-9, rest / leverage.clamp(min=1e-9), 0.0) + bias[rows.worker]
-    mean = rows.by_worker(others) / claims
+    mean = rows.by_worker(_differences(rows, rest, leverage, bias)) / claims
     chance = variance / claims
     seen = claims > 0.5
     spread = (mean**2 - chance)[seen].mean().clamp(min=0.0)
@@ -128,11 +134,24 @@ def _biases(
     return shrunk - shrunk[seen].median()
 
 
-def _held_out(rows: _Rows, rest: Tensor, variance: Tensor, precision: Tensor) -> float:
-    """Mean squared error of predicting each claim from the others of its item."""
-    leverage = 1.0 - (rows.share / variance[rows.worker]) / precision[rows.item]
-    several = leverage > 1e-6
-    return float(((rest[several] / leverage[several]) ** 2).mean()) if several.any() else 0.0
+def _differences(rows: _Rows, rest: Tensor, leverage: Tensor, bias: Tensor) -> Tensor:
+    """float64[n]: how far each claim is from what the others say of its item; its worker's bias where nobody does."""
+    return torch.where(leverage > 1e-9, rest / leverage.clamp(min=1e-9), 0.0) + bias[rows.worker]
+
+
+def _own_part(rows: _Rows, rest: Tensor, leverage: Tensor, bias: Tensor, claims: Tensor) -> Tensor:
+    """float64[n]: how much of its worker's bias comes from the claim itself."""
+    differences = _differences(rows, rest, leverage, bias)
+    mean = (rows.by_worker(differences) / claims)[rows.worker]
+    others = claims[rows.worker] - rows.share
+    without = (mean * claims[rows.worker] - differences * rows.share) / others.clamp(min=1e-9)
+    return mean - torch.where(others > 1e-9, without, 0.0)
+
+
+def _held_out(rest: Tensor, leverage: Tensor, own: Tensor) -> float:
+    """Mean squared error of predicting each claim from the others of its item, and its worker's bias from the others
+    of the worker; `own` is what the claim itself adds to that bias."""
+    return float(((rest / leverage + own) ** 2).mean()) if len(rest) else 0.0
 
 
 def _workers(rows: _Rows, best: _Estimate) -> Workers:

@@ -15,7 +15,7 @@ from gradbase.tables.crowd._copies import heard_once
 from gradbase.tables.crowd._ensemble import Opinion, judge
 from gradbase.tables.crowd._state import State
 from gradbase.tables.crowd._table import table_of
-from gradbase.tables.crowd._types import NONE, Claims, Config, Floats, Result, Why
+from gradbase.tables.crowd._types import NONE, Claims, Config, Result, Why
 from gradbase.tables.crowd._why import why_of
 from gradbase.tables.crowd._workers import workers_of
 
@@ -41,7 +41,7 @@ def sets(claims: Claims, config: Config, start: dict[str, Fit], settled: int) ->
         claim_count=np.diff(table.item_starts.numpy()).reshape(n_items, n_tags).sum(1).astype(np.int64),
         posterior=yes,
         workers=workers_of(table, opinion.posterior),
-        explain=lambda: _of_tags(why_of(table, opinion.posterior, flat, 1 - flat, tilt), flat, n_tags),
+        explain=lambda: _of_tags(why_of(table, opinion.posterior, flat, 1 - flat, tilt), n_tags),
         state=State(claims, opinion.fits, settled),
         copies=copies,
     )
@@ -64,8 +64,7 @@ def _commonness(posterior: Tensor, n_tags: int) -> Tensor:
     return tilt.repeat(len(yes), 1)
 
 
-def _of_tags(why: Why, value: np.ndarray, n_tags: int) -> Why:
-    """Rows by question turned into rows by item and tag, with the odds of yes against no."""
-    odds: Floats = np.where(value[why.item] == 1, why.log_odds, -why.log_odds)
+def _of_tags(why: Why, n_tags: int) -> Why:
+    """Rows by question turned into rows by item and tag."""
     reason = np.where(why.reason == "features", "prior", why.reason)
-    return Why(why.item // n_tags, why.worker, why.label, reason, odds, why.item % n_tags)
+    return Why(why.item // n_tags, why.worker, why.label, reason, why.log_odds, why.item % n_tags)

@@ -217,7 +217,7 @@ class Why:
 
     `item` int64[m], `worker` int64[m] (-1: not a claim), `label` int64[m] (-1: not a claim; numbers: float64, NaN),
     `reason` is "claim", "prior" (how common the classes are) or "features" (the classifier), `log_odds` float64[m].
-    For sets there is also `tag`, and the odds are of yes against no. For numbers `log_odds` is the weight of the
+    For sets there is also `tag`, and the rows of an item and tag sum. For numbers `log_odds` is the weight of the
     claim in the value (they sum to one per item).
     """
 

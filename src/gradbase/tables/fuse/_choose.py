@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,11 +10,11 @@ import numpy as np
 from gradbase.common.malloc import release_freed_memory
 from gradbase.tables.fuse._copying import Copying, Together, detect, foretold, nothing_copied, twins
 from gradbase.tables.fuse._discrete import Fit, Model, Sharpness, fit, link, posterior, predict, without_similarity
-from gradbase.tables.fuse._gates import SHARPNESSES, Folds, Gate, best_sharpness, judge
+from gradbase.tables.fuse._gates import ERRORS_MIN, SHARPNESSES, Folds, Gate, best_sharpness, judge
 from gradbase.tables.fuse._problem import Problem
 from gradbase.tables.fuse._relations import EXACT, relate_candidates
 from gradbase.tables.fuse._temporal import Timeline, chain, claim_beliefs, dated_claims, rates, refine
-from gradbase.tables.fuse._types import AttributeOptions, Config, Floats
+from gradbase.tables.fuse._types import AttributeOptions, Bools, Config, Floats
 
 GATED_CLAIMS_MAX = 120_000  # of larger problems a part decides what is kept
 _COPY_ROUNDS = 2
@@ -200,7 +200,9 @@ def _judge_copies(
 
     Of two starts the one is taken whose truths and copiers together foretell the held-out claims better, less a cost
     for every pair. Copies are then discounted when that predicts the sources better that copy from nobody: what a
-    copier says next is no measure, for it is foretold by its original whether or not the original is right.
+    copier says next is no measure, for it is foretold by its original whether or not the original is right. An original
+    is foretold by its copies too, but sources in neither role may be few: they alone are asked where the others do not
+    decide, of the attributes that copiers speak of, and have to be surer.
     """
     if config.copies == "off":
         return False, False, fits
@@ -221,15 +223,34 @@ def _judge_copies(
         )
 
     start = total(True) > total(False) + 1e-6
-    without, having = [], []
-    for (fitted, held, _), (other, _, copying) in zip(folded, found[start], strict=True):
-        independent = ~np.isin(model.problem.source[held], copying.copier)
-        without.append(predict(model, fitted, held)[independent])
-        having.append(predict(model, other, held)[independent])
-    gate = judge("copies", np.concatenate(without), np.concatenate(having))
+    predicted = [
+        np.stack([predict(model, fitted, held), predict(model, other, held)])
+        for (fitted, held, _), (other, _, _) in zip(folded, found[start], strict=True)
+    ]
+
+    def judged(among: Callable[[Problem, Copying], Bools], errors: float) -> Gate:
+        pairs = zip(predicted, found[start], folds.held, strict=True)
+        without, having = np.concatenate([p[:, among(model.problem, f[2])[held]] for p, f, held in pairs], axis=1)
+        return judge("copies", without, having, errors)
+
+    gate = judged(_no_copiers, ERRORS_MIN)
+    if not gate.kept:
+        gate = judged(_in_no_role, 2 * ERRORS_MIN)
     copied = gate.kept or config.copies == "ungated"
     gates.append(replace(gate, kept=copied))
     return copied, start, [other for other, _, _ in found[start]] if copied else fits
+
+
+def _no_copiers(problem: Problem, copying: Copying) -> Bools:
+    """(claims,) whether the source copies from nobody."""
+    return ~np.isin(problem.source, copying.copier)
+
+
+def _in_no_role(problem: Problem, copying: Copying) -> Bools:
+    """(claims,) whether nobody copies from the source either, and copiers speak of the claim's attribute."""
+    attribute = problem.attribute[problem.item]
+    theirs = np.isin(attribute, attribute[np.isin(problem.source, copying.copier)])
+    return theirs & ~np.isin(problem.source, np.union1d(copying.copier, copying.original))
 
 
 def _cost(copying: Copying) -> float:

@@ -63,13 +63,13 @@ class Folds:
         return np.concatenate([predict(model, f, held, sharpness) for f, held in zip(fits, self.held, strict=True)])
 
 
-def judge(name: str, without: Floats, having: Floats) -> Gate:
-    """Compare two models on the same held-out claims."""
+def judge(name: str, without: Floats, having: Floats, errors: float = ERRORS_MIN) -> Gate:
+    """Compare two models on the same held-out claims; the gain has to be above so many standard errors."""
     gains = having - without
     if len(gains) < 2:
         return Gate(name, False, 0.0)
     gain, error = float(gains.mean()), float(gains.std()) / len(gains) ** 0.5
-    return Gate(name, gain > ERRORS_MIN * error and gain > 0, gain)
+    return Gate(name, gain > errors * error and gain > 0, gain)
 
 
 def best_sharpness(folds: Folds, model: Model, fits: list[Fit]) -> tuple[Sharpness, list[Gate]]:

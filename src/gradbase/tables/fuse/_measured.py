@@ -135,7 +135,7 @@ def fit(data: Measurements, shape: Shape, iterations_max: int) -> Fit:
     count = data.by_source(data.weight)
     total = np.maximum(data.by_item(data.weight), 1e-12)
     truth = data.by_item(data.weight * data.value) / total
-    level = max(float(np.average((data.value - truth[data.item]) ** 2, weights=data.weight + 1e-12)), 1e-12)
+    level = _level(data, truth)
     state = Fit(
         truth,
         np.full(data.items, level),
@@ -154,6 +154,14 @@ def fit(data: Measurements, shape: Shape, iterations_max: int) -> Fit:
         if np.abs(state.truth - before).max(initial=0.0) <= 1e-6 * math.sqrt(level):
             break
     return _truths(data, state)
+
+
+def _level(data: Measurements, truth: Floats) -> float:
+    """Mean square of what claims are off; where no item has two, they may be as far off as numbers are apart."""
+    heard = data.weight > 0
+    alone = not (np.bincount(data.item[heard], minlength=1) > 1).any()
+    middle = np.average(data.value, weights=data.weight + 1e-12) if alone else truth[data.item]
+    return max(float(np.average((data.value - middle) ** 2, weights=data.weight + 1e-12)), 1e-12)
 
 
 def _precision(data: Measurements, state: Fit) -> Floats:
@@ -250,8 +258,10 @@ def _truth_by(data: Measurements, state: Fit, corrected: bool) -> Floats:
 
 
 def _held(data: Measurements, draw: Floats) -> list[Bools]:
-    lows = [fold * _HELD_SHARE for fold in range(_FOLDS)]
-    return [(draw >= low) & (draw < low + _HELD_SHARE) & (data.weight > 0) for low in lows]
+    """Claims of each fold; none where that would be all there are, which may say the same and so be drawn together."""
+    heard = data.weight > 0
+    folds = [(draw >= fold * _HELD_SHARE) & (draw < (fold + 1) * _HELD_SHARE) & heard for fold in range(_FOLDS)]
+    return [held & bool((heard & ~held).any()) for held in folds]
 
 
 def _likelihood(data: Measurements, held: Bools, state: Fit, truth: Floats) -> Floats:

@@ -84,7 +84,23 @@ def read_coded(
         required = ", ".join(role for role in columns if role not in optional)
         raise TableError(f"none of the {read} rows of {scan.name} has all of {required}", "check the columns")
     found = dict(zip(columns, distinct, strict=True))
+    if rows < read:
+        found, names = _of_rows_left(found, names)
     return CodedTable(found, names, columns, read, read - rows, rows - len(distinct[0]))
+
+
+def _of_rows_left(
+    codes: dict[str, Codes], names: dict[str, NDArray[Any]]
+) -> tuple[dict[str, Codes], dict[str, NDArray[Any]]]:
+    """Without the names that only rows without a required entry had."""
+    for role, column in codes.items():
+        used = np.zeros(len(names[role]) + 1, dtype=bool)
+        used[column] = True  # what is optional and missing is -1: the last
+        used = used[:-1]
+        if not used.all():
+            place = np.append(np.cumsum(used) - 1, -1).astype(np.int32)
+            codes, names = codes | {role: place[column]}, names | {role: names[role][used]}
+    return codes, names
 
 
 def _load(scan: Scan, workspace: Workspace, columns: Mapping[str, str]) -> int:

@@ -402,6 +402,22 @@ class Counter(nn.Module):
         return self.linear(x - self.mean)
 
 
+class Carrying(nn.Module):
+    """A recurrent state in a buffer that every step rebinds, and weights that are columns of one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        columns = 0.3 * torch.randn(16, 20)
+        self.inner, self.outer = nn.Parameter(columns[:, :16]), nn.Parameter(columns[:, 16:])
+        self.register_buffer("state", torch.zeros(8, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x + self.state @ self.inner).tanh()
+        self.state = y.detach()
+        return y @ self.outer
+
+
+_add("a buffer carried from step to step, weights in one storage", Carrying, name="carried")
 _add("in-place activations, views, slices updated in place", InPlace, name="in_place")
 _add("buffers updated by the forward pass", Counter, name="counter_buffer")
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradbase.capture import PartialStep, Program, capture_step, is_separable
+from gradbase.capture import PartialStep, Program, capture_step, eager_peak_bytes, is_separable
 from gradbase.common.errors import CaptureError, UsageError
 from gradbase.ir import verify_logical
 from tests.zoo import ZOO
@@ -204,3 +204,28 @@ def test_hooks_that_would_be_passed_over_are_refused() -> None:
         program_of(model, optimizer)
     handle.remove()
     program_of(model, optimizer)
+
+
+def test_fused_kernels_that_a_trace_never_has_are_refused() -> None:
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval().requires_grad_(False)
+    model = nn.Sequential(encoder, nn.Linear(16, 16))
+
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).sum()
+
+    with pytest.raises(CaptureError, match=r"(?s)one fused kernel.*set_fastpath_enabled\(False\)"):
+        eager_peak_bytes(model, loss, torch.randn(2, 3, 16), lambda *_: (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "told"),
+    [
+        (lambda: nn.LazyLinear(3), torch.optim.SGD, "weight has no shape before the first batch"),
+        (lambda: nn.Linear(16, 1), torch.optim.LBFGS, "LBFGS computes the loss several times"),
+        (lambda: nn.Linear(16, 1), torch.optim.SparseAdam, "SparseAdam does not support dense gradients"),
+    ],
+)
+def test_models_and_optimizers_that_no_plan_fits(model: Any, optimizer: Any, told: str) -> None:
+    built = model()
+    with pytest.raises(UsageError, match=told):
+        capture_step(built, lambda m, b: m(b).sum(), optimizer(built.parameters(), lr=0.1), torch.randn(2, 16))

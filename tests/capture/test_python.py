@@ -98,6 +98,23 @@ def test_numbers_that_torch_does_not_draw_are_refused(draw: Callable[[], float],
     assert (random.getstate(), np.random.get_state()[2]) == before
 
 
+OWN = torch.Generator().manual_seed(1)
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [
+        (lambda m, y: m.known.add_(1), "changes a tensor in place that is no buffer"),
+        (lambda m, y: setattr(m.linear.weight, "data", m.linear.weight.data * 2), "linear.weight other memory"),
+        (lambda m, y: torch.rand(8, generator=OWN), "a generator of its own: test_python.py"),
+    ],
+    ids=["constant", "data", "generator"],
+)
+def test_what_a_recording_leaves_out_is_refused(then: Any, told: str) -> None:
+    with pytest.raises(gb.CaptureError, match=told):
+        captured(Stateful(then))
+
+
 def test_a_write_that_another_tensor_would_show_is_refused() -> None:
     model = Stateful(lambda m, y: m.part.add_(1))
     model.register_buffer("whole", torch.zeros(8))

@@ -17,13 +17,23 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradbase.capture._batch import take_apart
+from gradbase.capture._modules import user_line
 from gradbase.capture._python import undone
 from gradbase.capture._swap import swapped, unique_tensors
 from gradbase.capture._trace import Loss, _Faker
+from gradbase.common.errors import CaptureError
 
 # Bytes of one kernel call beside its results as traced (their sum is the last argument): workspace, and results
 # whose size the fake kernel hides.
 Extra = Callable[[Any, tuple[Any, ...], dict[str, Any], int], tuple[int, int]]
+
+
+# What a trace never has, so that a plan would compute otherwise than eager.
+_FUSED = {
+    torch.ops.aten._transformer_encoder_layer_fwd,
+    torch.ops.aten._native_multi_head_attention,
+    torch.ops.aten._nested_tensor_from_mask,
+}
 
 
 class _Ledger(TorchDispatchMode):
@@ -38,6 +48,11 @@ class _Ledger(TorchDispatchMode):
         self.peak_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in _FUSED:
+            raise CaptureError(
+                f"a transformer layer runs as one fused kernel, as torch does without gradients: {user_line()}",
+                "call torch.backends.mha.set_fastpath_enabled(False) first: it can be traced then, with eager's bits",
+            )
         result = func(*args, **(kwargs or {}))
         storages = [t.untyped_storage() for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
         workspace, hidden = self._extra(func, args, kwargs or {}, sum(s.nbytes() for s in storages))

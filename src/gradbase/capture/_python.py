@@ -35,8 +35,8 @@ _ABSENT = object()
 
 def numbers_read(model: nn.Module, loss: Callable[..., Any]) -> Hashable:
     """Numbers, flags and texts that a step may read: modules' attributes, and what `loss` itself refers to."""
-    attributes = (v for m in model.modules() for k, v in vars(m).items() if type(v) in _PLAIN and k not in _TABLES)
-    return (*attributes, *(value for value in _references(loss) if type(value) in _PLAIN))
+    attributes = [v for module in model.modules() for v in vars(module).values() if type(v) in _PLAIN]
+    return (*attributes, *[value for value in _references(loss) if type(value) in _PLAIN])
 
 
 def _references(function: Any) -> Iterator[Any]:

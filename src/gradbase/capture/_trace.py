@@ -8,6 +8,7 @@ makes recomputing and reordering safe.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradbase.capture._batch import take_apart
-from gradbase.capture._modules import ModuleStack, user_frame
+from gradbase.capture._modules import ModuleStack, user_frame, user_line
 from gradbase.capture._python import Assignment, undone
 from gradbase.capture._randomness import one_order_of_draws
 from gradbase.capture._refined import Refined
@@ -46,7 +47,10 @@ class Trace:
 
 
 class _NotePlaces(TorchDispatchMode):
-    """Tells the module stack of every operator, so that autograd's numbering can be read back later."""
+    """Tells the module stack of every operator, so that autograd's numbering can be read back later.
+
+    Refuses what a recording of it would leave out.
+    """
 
     def __init__(self, stack: ModuleStack) -> None:
         super().__init__()
@@ -54,7 +58,22 @@ class _NotePlaces(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._stack.note()
+        _refuse_unseen(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+def _refuse_unseen(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    if isinstance(kwargs.get("generator"), torch.Generator):
+        raise CaptureError(
+            f"the step draws from a generator of its own: {user_line()}",
+            "leave generator= out, so that it draws from torch's, or pass the numbers with the batch",
+        )
+    written = args[0] if func._schema.is_mutable and args else None
+    if isinstance(written, torch.Tensor) and not isinstance(written, FakeTensor):
+        raise CaptureError(
+            f"the step changes a tensor in place that is no buffer, parameter or batch: {user_line()}",
+            "make it a buffer of a module (register_buffer)",
+        )
 
 
 def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
@@ -76,20 +95,28 @@ def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
         held = dict(zip(buffers, tensors[len(parameters) :], strict=False))
         filled = given.around(tensors[len(parameters) + len(buffers) :])
         ids = {id(parameters[n]): t for n, t in own.items()} | {id(buffers[n]): t for n, t in held.items()}
-        names = {id(t): n for n, t in held.items()}
+        memory = {name: _memory(tensor) for name, tensor in (own | held).items()}
         with swapped(model, ids):
             with _NotePlaces(stack), one_order_of_draws():
                 value = loss(model, filled)
             _check_loss(value)
-            _store_rebound_buffers(model, names, held)
+            rebound = _rebound_buffers(model, held)
+            _refuse_replaced_data(own | held, memory)
             stack.follow_backward(value)
             grads = torch.autograd.grad(value, [own[n] for n in trainable], allow_unused=True)
-        return [value.detach(), *_accumulated(own, trainable, grads, received)]
+        result = value.detach()
+        if _memory(value) in memory.values():  # the update that follows would change it
+            result = result.clone()
+        for buffer, tensor in rebound:
+            buffer.copy_(tensor)
+        return [result, *_accumulated(own, trainable, grads, received)]
 
     stack = ModuleStack(model)
     originals = (*parameters.values(), *buffers.values(), *given.tensors)
     batch_inputs = [fake.detached(tensor) for tensor in given.tensors]
-    inputs = [*map(fake, parameters.values()), *map(fake, buffers.values()), *batch_inputs]
+    shared = {m for m, n in Counter(map(_memory, parameters.values())).items() if n > 1}
+    own_inputs = [fake.alone(p) if _memory(p) in shared else fake(p) for p in parameters.values()]
+    inputs = [*own_inputs, *map(fake, buffers.values()), *batch_inputs]
     try:
         with undone(model) as effects, fake_mode, stack.recording(), torch.enable_grad():
             recorded = make_fx(step, tracing_mode="real")(*inputs)
@@ -109,9 +136,11 @@ class _Faker:
         self._mode = mode
 
     def __call__(self, tensor: torch.Tensor) -> FakeTensor:
-        if tensor.is_meta:
-            return self.detached(tensor).requires_grad_(tensor.requires_grad)  # type: ignore[return-value]
-        return self._mode.from_tensor(tensor)
+        return self.alone(tensor) if tensor.is_meta else self._mode.from_tensor(tensor)
+
+    def alone(self, tensor: torch.Tensor) -> FakeTensor:
+        """As if it shared its storage with no other."""
+        return self.detached(tensor).requires_grad_(tensor.requires_grad)  # type: ignore[return-value]
 
     def detached(self, tensor: torch.Tensor) -> FakeTensor:
         """A fake of the same shape and strides on a storage of its own, whatever slice of what it is."""
@@ -130,11 +159,27 @@ def _check_loss(value: Any) -> None:
         )
 
 
-def _store_rebound_buffers(model: nn.Module, names: dict[int, str], held: dict[str, torch.Tensor]) -> None:
-    """`self.count = self.count + 1` rebinds a buffer: write the new value into the old tensor."""
-    for name, tensor in model.named_buffers():
-        if id(tensor) not in names and name in held:
-            held[name].copy_(tensor.detach())
+def _rebound_buffers(model: nn.Module, held: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`self.count = self.count + 1` rebinds a buffer: its old tensor, and the value to write there in the end."""
+    known = {id(tensor) for tensor in held.values()}
+    now = dict(model.named_buffers())
+    rebound = [(old, now[name].detach()) for name, old in held.items() if name in now and now[name] is not old]
+    if all(id(now[name]) not in known for name, old in held.items() if now.get(name) is not old):
+        return rebound
+    return [(old, new.clone()) for old, new in rebound]  # some have changed places
+
+
+def _refuse_replaced_data(tensors: dict[str, torch.Tensor], memory: dict[str, int]) -> None:
+    for name, tensor in tensors.items():
+        if _memory(tensor) != memory[name]:
+            raise CaptureError(
+                f"the step gives {name} other memory (by .data or set_)",
+                f"change it in place: with torch.no_grad(): {name}.copy_(...)",
+            )
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _accumulated(
@@ -180,8 +225,7 @@ def _refuse_shared_writes(graph: fx.GraphModule, tensors: dict[str, torch.Tensor
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     written = {node.args[0] for node in graph.graph.nodes if node.target is torch.ops.aten.copy_.default}
     for name, node in zip(tensors, placeholders, strict=True):
-        memory = tensors[name].untyped_storage()._cdata
-        twins = [n for n, t in tensors.items() if n != name and t.untyped_storage()._cdata == memory]
+        twins = [n for n, t in tensors.items() if n != name and _memory(t) == _memory(tensors[name])]
         if node in written and twins:
             raise CaptureError(
                 f"the step changes {name} in place, which shares its memory with {twins[0]}",
@@ -211,4 +255,5 @@ def _explained(error: Exception) -> Exception:
             "a plan fixes every operator and shape before the run, so Python must not read tensor values",
             "use torch.where or a mask instead of a branch, keep values in tensors instead of .item(), or pad",
         )
-    return CaptureError(f"the step failed while it was traced: {type(error).__name__}: {error}", f"at {place}")
+    told = f"the step failed while it was traced: {type(error).__name__}: {error}"
+    return CaptureError(told, f"at {place}") if place else CaptureError(told)

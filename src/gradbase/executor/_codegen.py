@@ -137,7 +137,8 @@ class _Generator:
         if tensor.storage not in self.resources.external:
             # The kernel looks at this tensor's shape alone: any place in the arena will do.
             return self.resources.arena.tensor(0, tensor.dtype, tensor.shape, tensor.strides)
-        return window_of(self.resources.external[tensor.storage], tensor)
+        nbytes = self.program.plan.storages[tensor.storage].nbytes
+        return window_of(self.resources.external[tensor.storage], tensor, nbytes)
 
     # -- instructions
 
@@ -207,11 +208,15 @@ def generate(program: Program, plan: PhysicalPlan, traits: Mapping[int, Trait], 
     return _Generator(program, plan, traits, resources).generate()
 
 
-def window_of(base: torch.Tensor, tensor: Tensor) -> torch.Tensor:
-    """A window onto the storage of a parameter, buffer or constant."""
+def window_of(base: torch.Tensor, tensor: Tensor, nbytes: int) -> torch.Tensor:
+    """A window onto the storage of a parameter, buffer or constant, which has `nbytes` in the plan.
+
+    Parameters that share a storage are planned as if each had its own.
+    """
     dtype: torch.dtype = getattr(torch, tensor.dtype)
     storage = base.detach().untyped_storage()
-    return torch.empty(0, dtype=dtype, device=base.device).set_(storage, tensor.offset, tensor.shape, tensor.strides)
+    offset = tensor.offset + (base.storage_offset() if storage.nbytes() != nbytes else 0)
+    return torch.empty(0, dtype=dtype, device=base.device).set_(storage, offset, tensor.shape, tensor.strides)
 
 
 def _batch_window(leaf: torch.Tensor, tensor: Tensor) -> torch.Tensor:

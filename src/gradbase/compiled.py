@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn, optim
@@ -20,7 +20,7 @@ from torch import nn, optim
 from gradbase.buffer import Frames, PageFile, load_frames
 from gradbase.capture import Batch, Program, capture_step, eager_peak_bytes, numbers_read, take_apart
 from gradbase.catalog import Catalog, OperatorStatistics, medium_of
-from gradbase.common.errors import UsageError
+from gradbase.common.errors import InfeasibleError, UsageError
 from gradbase.common.malloc import freed_memory_returned, release_freed_memory
 from gradbase.common.units import MemoryRequest, parse_memory
 from gradbase.cost import get_profile, host_profile, tier_from_profile
@@ -135,6 +135,7 @@ class Step:
         self._planner = _StepPlanner(model, loss, optimizer, catalog, options, self._device, self._frames)
         self._plans: dict[Any, tuple[Planned, Explanation]] = {}
         self._calls = 0
+        self._summed: set[str] = set()
         self._engine = Engine(
             model,
             optimizer,
@@ -154,12 +155,26 @@ class Step:
         Raises StepError when the step fails, InfeasibleError when a batch of a new shape fits no plan.
         """
         last = (self._calls + 1) % self._options.accumulate == 0
+        if self._options.accumulate > 1:
+            self._check_sum(batch, last)
         loss = self._timed(batch, update=last)
         self._calls += 1
         self._engine.accumulation.fresh = last
         # A scheduler warns unless it sees that its optimizer has stepped.
         self._optimizer._opt_called = True  # type: ignore[attr-defined]
         return loss
+
+    def _check_sum(self, batch: Any, last: bool) -> None:
+        """All batches of a sum must give gradients to the same parameters: an update is planned for these."""
+        accumulations = self.prepare(batch, update=last)[0].program.tail.accumulations
+        names = {name for update in accumulations.values() for name in update.names}
+        if self._engine.accumulation.fresh:
+            self._summed = names
+        elif names != self._summed:
+            raise UsageError(
+                f"{min(names ^ self._summed)} gets a gradient from some of the batches that are summed, not from all",
+                "group batches so that all of a sum take the same way through the model",
+            )
 
     def _timed(self, batch: Any, *, update: bool) -> torch.Tensor:
         given = take_apart(batch)
@@ -212,6 +227,9 @@ class Step:
                 len(alike),
                 _difference(tuple(alike[-2]), tuple(rest)),
             )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a compiled step cannot be pickled or copied: keep the state dicts, and compile it again there")
 
     # -- what the plan says
 
@@ -462,7 +480,7 @@ def _options(
     planning_effort_s: float,
     on_progress: Progress | None,
 ) -> Options:
-    if accumulate < 1:
+    if not isinstance(accumulate, int) or accumulate < 1:
         raise UsageError(f"accumulate is {accumulate}, expected 1 or more", "1 updates at every call")
     if clip_grad_norm is not None and not clip_grad_norm > 0:
         raise UsageError(f"clip_grad_norm is {clip_grad_norm}, expected a norm above zero", "leave it out not to clip")
@@ -513,12 +531,35 @@ def compile(
     Raises CaptureError (the step depends on data), InfeasibleError (nothing fits: it carries the least bytes),
     UsageError.
     """
+    _check_kinds(model, loss, optimizer)
     options = _options(memory, clip_grad_norm, accumulate, spill, rules, planning_effort_s, on_progress)
     _require_values(model)
     with random_state_kept(_device_of(model)):  # the first time on a machine, its disk is measured
         step = Step(model, loss, optimizer, _catalog_of(catalog), options)
-    step._current = step.prepare(batch, update=accumulate == 1)
+    step._current = _prepared_for_all_calls(step, batch, accumulate)
     return step
+
+
+def _prepared_for_all_calls(step: Step, batch: Any, accumulate: int) -> tuple[Planned, Explanation]:
+    """The plan of the first call; those that only add gradients and the one that updates must all fit."""
+    plans, refusals = [], []
+    for update in (False, True) if accumulate > 1 else (True,):
+        try:
+            plans.append(step.prepare(batch, update=update))
+        except InfeasibleError as error:
+            refusals.append(error)
+    if refusals:
+        raise max(refusals, key=lambda refusal: refusal.least_bytes)
+    return plans[0]
+
+
+def _check_kinds(model: Any, loss: Any, optimizer: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is a {type(model).__name__}", "expected a torch.nn.Module, made")
+    if not callable(loss):
+        raise UsageError(f"loss is a {type(loss).__name__}", "expected a function of the model and a batch")
+    if not isinstance(optimizer, optim.Optimizer):
+        raise UsageError(f"optimizer is a {type(optimizer).__name__}", "expected a torch.optim.Optimizer")
 
 
 def _require_values(model: nn.Module) -> None:
@@ -548,6 +589,7 @@ def compile_gradients(
     _require_values(model)
     # Stands for whoever updates: it owns every parameter that may get a gradient, keeps no state and never steps.
     owner = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    _check_kinds(model, loss, owner)
     with random_state_kept(_device_of(model)):
         step = GradientStep(model, loss, owner, _catalog_of(catalog), replace(options, gradients_only=True))
     step._current = step.prepare(batch, update=False)
@@ -574,6 +616,7 @@ def explain(
     `device` names a profile of hardware that need not be here (`gradbase.cost.PROFILES`); None is this machine, with
     the catalogue's statistics where it has them and estimates elsewhere. Other arguments as in `compile`.
     """
+    _check_kinds(model, loss, optimizer)
     options = _options(memory, clip_grad_norm, accumulate, None, rules, planning_effort_s, on_progress)
     with random_state_kept(torch.device("cpu")):
         return _explained(model, loss, optimizer, batch, device, _catalog_of(catalog), options)

@@ -115,6 +115,16 @@ def test_accumulated_gradients(compiled: Callable[..., gb.Step], clip: float | N
     assert (losses, state_sha256(model)) == eager(data, accumulate=3, clip=clip)[:2]
 
 
+def test_all_calls_of_an_accumulated_step_fit_the_least_memory(compiled: Callable[..., gb.Step]) -> None:
+    """The one that updates needs more than those that add: both are planned before the first."""
+    data = batches([64] * 6)
+    memory = least_bytes(compiled, accumulate=3)
+    model, optimizer = job()
+    step = compiled(model, optimizer, data[0], memory, accumulate=3)
+    losses = [step(batch).item() for batch in data]
+    assert (losses, state_sha256(model)) == eager(data, accumulate=3)[:2]
+
+
 def test_each_batch_shape_is_planned_once(compiled: Callable[..., gb.Step]) -> None:
     data = batches([64, 64, 24, 64, 24])
     model, optimizer = job()
@@ -322,6 +332,9 @@ def test_explain_before_and_after_a_step(compiled: Callable[..., gb.Step]) -> No
         ({"memory": "much"}, "not an amount"),
         ({"memory": "-1GB"}, "not an amount"),
         ({"memory": 0}, "above zero"),
+        ({"memory": 0.4}, 'is written "40%"'),
+        ({"memory": float("nan")}, "not an amount"),
+        ({"accumulate": 1.5}, "expected 1 or more"),
         ({"accumulate": 0}, "expected 1 or more"),
         ({"clip_grad_norm": -1.0}, "above zero"),
         ({"rules": ["nothing"]}, "nothing"),
@@ -343,3 +356,31 @@ def test_an_optimizer_of_another_model_is_refused(catalog: Catalog) -> None:
     model, _ = job()
     with pytest.raises(gb.UsageError, match="not the model's"):
         gb.compile(model, loss, job()[1], batches([64])[0], catalog=catalog)
+
+
+def test_things_of_another_kind_are_named() -> None:
+    model, optimizer = job()
+    batch = batches([64])[0]
+    for arguments in ((None, loss, optimizer), (model, None, optimizer), (model, loss, None), (model, optimizer, loss)):
+        with pytest.raises(gb.UsageError, match=r"is a (NoneType|AdamW|function)"):
+            gb.compile(*arguments, batch)  # type: ignore[arg-type]
+
+
+def test_a_compiled_step_is_neither_pickled_nor_copied(compiled: Callable[..., gb.Step]) -> None:
+    model, optimizer = job()
+    step = compiled(model, optimizer, batches([64])[0])
+    with pytest.raises(TypeError, match="keep the state dicts"):
+        copy.deepcopy(step)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda m, b: loss(m, b) + float(f"{loss(m, b):.3f}"), "depends on the data in a tensor: .*test_users_objects"),
+        (lambda m, b: (value := loss(m, b), value.backward())[0], "return the loss without calling backward"),
+    ],
+)
+def test_what_a_loss_must_not_do_is_told(catalog: Catalog, tmp_path: Path, wrong: Any, told: str) -> None:
+    model, optimizer = job()
+    with pytest.raises(gb.CaptureError, match=rf"(?s){told}"):
+        gb.compile(model, wrong, optimizer, batches([64])[0], catalog=catalog, spill=tmp_path)

@@ -140,3 +140,30 @@ def test_a_number_that_changes_at_every_step_is_told(
         for name in "bcdef":
             step((*data[0], name))
     assert "planned 6 times" in caplog.text and "'f' was" in caplog.text
+
+
+class Branching(nn.Module):
+    """Short batches take another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short, self.long = nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.short(x) if x.shape[0] < 8 else self.long(x)
+
+
+def test_a_sum_of_gradients_of_different_parameters_is_refused(catalog: Catalog, tmp_path: Path) -> None:
+    model = Branching()
+    batch = torch.randn(8, 16), torch.zeros(8, dtype=torch.long)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = gb.compile(model, loss, optimizer, batch, accumulate=2, catalog=catalog, spill=tmp_path)
+    step(batch)
+    with pytest.raises(gb.UsageError, match="long.bias gets a gradient from some of the batches"):
+        step((batch[0][:3], batch[1][:3]))
+
+
+def test_clipping_with_gradients_that_nobody_owns_is_refused(catalog: Catalog, tmp_path: Path) -> None:
+    model, optimizer, data = job(adamw)
+    with pytest.raises(gb.UsageError, match="last.weight gets a gradient and is not the optimizer's"):
+        gb.compile(model, loss, optimizer, data[0], clip_grad_norm=1.0, catalog=catalog, spill=tmp_path)

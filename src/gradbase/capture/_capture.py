@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn, optim
 
 from gradbase.capture._optimizer import UpdateShape, is_separable, update_shape
@@ -24,9 +25,15 @@ class Captured:
     optimizer: str
     shapes: dict[str, UpdateShape]
     separable: bool
+    unowned: tuple[str, ...] = ()
 
     def program(self, *, clip: bool = False, accumulate: bool = False, update: bool = True) -> Program:
         """The logical plan with its tail: clipped or not, accumulated or not, updating or not."""
+        if clip and self.unowned:
+            raise UsageError(
+                f"{self.unowned[0]} gets a gradient and is not the optimizer's: does it count for the norm?",
+                "freeze it (requires_grad_(False)) or give it to the optimizer; clipping is over what is updated",
+            )
         tail = Tail(self.optimizer, self.shapes, self.separable, clip, accumulate, update)
         return build_program(self.trace, tail)
 
@@ -36,7 +43,7 @@ def capture_step(model: nn.Module, loss: Loss, optimizer: optim.Optimizer, batch
 
     Runs no kernel and leaves parameters, buffers, optimizer state and random generators as they were.
     """
-    _refuse_lazy(model)
+    _refuse_unplannable(model)
     _refuse_hooks(model, optimizer)
     trace = trace_step(model, loss, batch)
     parameters = dict(model.named_parameters())
@@ -58,10 +65,12 @@ def capture_step(model: nn.Module, loss: Loss, optimizer: optim.Optimizer, batch
     unowned = [name for name in trace.gradients if name not in shapes]
     for name in unowned:  # a gradient nobody uses: eager keeps it in .grad, a plan need not compute it
         del trace.gradients[name]
-    return Captured(trace, type(optimizer).__name__, shapes, is_separable(optimizer))
+    return Captured(trace, type(optimizer).__name__, shapes, is_separable(optimizer), tuple(unowned))
 
 
-def _refuse_lazy(model: nn.Module) -> None:
+def _refuse_unplannable(model: nn.Module) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UsageError("the model is compiled by torch.jit", "give the model as it was before")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise UsageError(f"{name} has no shape before the first batch", "call the model once, and then compile")

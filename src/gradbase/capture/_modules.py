@@ -17,11 +17,14 @@ from torch import nn
 from torch.nn.modules import module as nn_module
 
 _TORCH_ROOT = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_PYTHON_ROOT = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _OWN_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def is_user_file(filename: str) -> bool:
-    """Whether a line in this file was written by the user (or a model library), not by torch or gradbase."""
+    """Whether a line in this file was written by the user (or a model library), not by torch, gradbase or Python."""
+    if filename.startswith(_PYTHON_ROOT) and "site-packages" not in filename:
+        return False
     return not filename.startswith((_TORCH_ROOT, _OWN_ROOT, "<"))
 
 

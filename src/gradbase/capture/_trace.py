@@ -246,14 +246,26 @@ def _explained(error: Exception) -> Exception:
     while cause is not None and place is None:
         place = user_frame(cause.__traceback__)
         cause = cause.__cause__
-    dynamic = isinstance(error, DynamicOutputShapeException) or "data-dependent" in f"{type(error)} {error}".lower()
-    dynamic = dynamic or type(error).__name__.startswith(("DataDependent", "GuardOnDataDependent"))
-    dynamic = dynamic or "item() on" in str(error) or "Tensor.is_nonzero" in str(error)
-    if dynamic:
+    if _reads_data(error):
         return CaptureError(
             f"the step depends on the data in a tensor: {place or error}",
             "a plan fixes every operator and shape before the run, so Python must not read tensor values",
             "use torch.where or a mask instead of a branch, keep values in tensors instead of .item(), or pad",
         )
-    told = f"the step failed while it was traced: {type(error).__name__}: {error}"
-    return CaptureError(told, f"at {place}") if place else CaptureError(told)
+    remedies = [f"at {place}"] if place else []
+    remedies += [remedy for words, remedy in _REMEDIES.items() if words in str(error)]
+    return CaptureError(f"the step failed while it was traced: {type(error).__name__}: {error}", *remedies)
+
+
+def _reads_data(error: Exception) -> bool:
+    name, told = type(error).__name__, str(error)
+    if isinstance(error, DynamicOutputShapeException) or "data-dependent" in f"{type(error)} {told}".lower():
+        return True
+    reads = ("item() on", "Tensor.is_nonzero", "FakeTensor.__format__", ".numpy() is not supported")
+    return name.startswith(("DataDependent", "GuardOnDataDependent")) or any(words in told for words in reads)
+
+
+_REMEDIES = {
+    "backward through the graph a second time": "return the loss without calling backward() on it",
+    "dynamo-optimized": "give the model as it was before torch.compile: a plan runs kernels of its own choice",
+}

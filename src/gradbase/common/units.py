@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -37,7 +38,9 @@ def parse_memory(text: str | int | float | None) -> MemoryRequest | None:
     """
     if text is None:
         return None
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
+    if isinstance(text, float) and 0 < text < 1:
+        raise UsageError(f"memory {text!r} is less than a byte", f'a share of eager\'s peak is written "{text:.0%}"')
+    if isinstance(text, (int, float)) and not isinstance(text, bool) and math.isfinite(text):
         text = str(int(text))
     match = _AMOUNT.fullmatch(text) if isinstance(text, str) else None
     unit = match.group(2).lower() if match else ""

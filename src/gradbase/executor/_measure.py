@@ -30,7 +30,7 @@ from gradbase.executor._bench import (
     random_state_kept,
     widest_bytes,
 )
-from gradbase.executor._lowering import Lowering, choose, emit, served_lines
+from gradbase.executor._lowering import Lowering, choose, emit
 from gradbase.executor._peak import reset_resident_peak, resident_bytes
 from gradbase.executor._touched import RegionProbe
 from gradbase.executor._traits import Trait, Workspace, apply_trait, layout_of, pack_workspace, served_indices
@@ -39,6 +39,8 @@ from gradbase.ir.logical import Operator
 
 _LEAST_RUNS, _MOST_RUNS = 3, 15
 _ENOUGH_US = 40_000.0
+# RAdam waits so many steps for its second moment, and then needs more memory.
+_UNSTEADY_STEPS = {optim.RAdam: 6}
 # The kernel counts pages per processor and adds them up now and then: less than this is noise.
 _SEEN_IN_RESIDENT_SET_BYTES = 1 << 20
 
@@ -205,7 +207,8 @@ class Analyzer:
     def _both_logs(self, run: Callable[[], None]) -> tuple[AllocationLog, AllocationLog]:
         """What an update allocates when it makes the optimizer's state, and afterwards."""
         _, creating = self._frames.record(run)
-        run()
+        for _ in range(_UNSTEADY_STEPS.get(type(self._optimizer), 1)):
+            run()
         _, steady = self._frames.record(run)
         return creating, steady
 
@@ -217,13 +220,21 @@ class Analyzer:
         return BlockStep(whole.optimizer, parameter)
 
     def _served(self, run: Callable[[], None], trait: Trait, address: int) -> Callable[[], None]:
+        """The update with its temporaries where it finds them, as the executor runs it (see `_macros._Arms`)."""
         if not trait.workspace.places:
             return run
-        scope = Scope()
-        planned = [(index, address + offset, nbytes) for index, nbytes, offset in trait.workspace.places]
-        lines = served_lines([f"{scope.bind('run', run)}()"], planned, scope, self._frames, "update")
-        exec("def served():\n" + "\n".join(f"    {line}" for line in lines), scope.names)
-        return scope.names["served"]  # type: ignore[no-any-return]
+        assert self._frames is not None
+        frames, places = self._frames, trait.workspace.places
+        prepared = frames.prepare((index, address + offset, nbytes) for index, nbytes, offset in places)
+
+        def served() -> None:
+            frames.expect(prepared)
+            try:
+                run()
+            finally:
+                frames.disarm()
+
+        return served
 
     def _update(self, update: Update) -> PartialStep:
         """The optimizer's own step on stand-ins of the same shapes, so that no parameter changes."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradbase.cli.recipe import load_recipe, start
+from gradbase.cli.recipe import Job, load_recipe, start
 from gradbase.common.errors import UsageError
 from tests.cli.commands import RECIPES, called, gradbase
 
@@ -147,3 +147,26 @@ def test_the_traceback_is_there_when_asked_for(cache: Path, tmp_path: Path) -> N
     done = gradbase(cache, "train", path, "--traceback")
     assert done.returncode == 2
     assert "Traceback" in done.stderr and "in helper" in done.stderr
+
+
+def started_with(scheduler: str, tmp_path: Path) -> Job:
+    path = tmp_path / "recipe.py"
+    path.write_text(f"{TINY}\ndef scheduler(o):\n    return torch.optim.lr_scheduler.{scheduler}\n")
+    return start(load_recipe(path), 0)
+
+
+def test_a_scheduler_that_waits_for_a_plateau_is_told_the_loss(tmp_path: Path) -> None:
+    job = started_with("ReduceLROnPlateau(o, factor=0.5, patience=0)", tmp_path)
+    rates = []
+    for loss in (2.0, 1.0, 1.0):
+        job.schedule(loss)
+        rates.append(job.optimizer.param_groups[0]["lr"])
+    assert rates == [1e-2, 1e-2, 5e-3]
+
+
+def test_a_scheduler_that_fails_is_named(tmp_path: Path) -> None:
+    job = started_with("OneCycleLR(o, 0.1, total_steps=2)", tmp_path)
+    job.schedule(1.0)
+    with pytest.raises(UsageError, match=r"the OneCycleLR of .*recipe.py failed: ValueError: Tried to step 3 times"):
+        for _ in range(2):
+            job.schedule(1.0)

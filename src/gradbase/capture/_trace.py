@@ -8,8 +8,10 @@ makes recomputing and reordering safe.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +120,7 @@ def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
     own_inputs = [fake.alone(p) if _memory(p) in shared else fake(p) for p in parameters.values()]
     inputs = [*own_inputs, *map(fake, buffers.values()), *batch_inputs]
     try:
-        with undone(model) as effects, fake_mode, stack.recording(), torch.enable_grad():
+        with undone(model) as effects, _errors_told_once(), fake_mode, stack.recording(), torch.enable_grad():
             recorded = make_fx(step, tracing_mode="real")(*inputs)
     except Exception as error:
         raise _explained(error) from error
@@ -127,6 +129,17 @@ def trace_step(model: nn.Module, loss: Loss, batch: Any) -> Trace:
     names = (*parameters, *buffers, *(f"batch[{i}]" for i in range(len(given.tensors))))
     _refuse_shared_writes(functional, dict(zip(names, originals, strict=True)))
     return Trace(functional, tuple(parameters), tuple(buffers), len(given.tensors), received, assignments)
+
+
+@contextlib.contextmanager
+def _errors_told_once() -> Iterator[None]:
+    """Fake kernels log what they also raise."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class _Faker:

@@ -100,8 +100,7 @@ def eager_step(job: Job, batch: Any, number: int) -> torch.Tensor:
             torch.nn.utils.clip_grad_norm_(job.model.parameters(), job.recipe.clip_grad_norm)
         job.optimizer.step()
         job.optimizer.zero_grad()
-        if job.scheduler is not None:
-            job.scheduler.step()
+        job.schedule(loss.item())
     return loss.detach()
 
 

@@ -60,8 +60,8 @@ def _one_step(job: Job, step: Any, batch: Any, history: History, console: Consol
     time_us = (time.perf_counter() - began) * 1e6
     history.losses.append(loss)
     history.times_us.append(time_us)
-    if job.scheduler is not None and job.updated(history.steps):
-        job.scheduler.step()
+    if job.updated(history.steps):
+        job.schedule(loss)
     if not math.isfinite(loss) and (history.steps == 1 or math.isfinite(history.losses[-2])):
         _log.warning("the loss of step %d is %s", history.steps, loss)
     console.event("step", step=history.steps, loss=loss, time_us=time_us)

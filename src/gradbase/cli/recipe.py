@@ -7,7 +7,7 @@
 
 It may also set `clip_grad_norm` (a number: gradients are clipped to this global norm) and `accumulate` (a whole
 number: gradients of so many batches are summed for one update), and define `scheduler(optimizer)`, which returns a
-learning-rate scheduler that is stepped after every update.
+learning-rate scheduler that is stepped after every update (ReduceLROnPlateau with the loss of the last batch).
 """
 
 from __future__ import annotations
@@ -69,6 +69,21 @@ class Job:
     def updated(self, step: int) -> bool:
         """Whether parameters are updated in step `step`, counted from 1."""
         return step % self.recipe.accumulate == 0
+
+    def schedule(self, loss: float) -> None:
+        """Step the scheduler, if there is one; the one that waits for a plateau is told the loss.
+
+        Raises UsageError when it fails, as one that is made for fewer steps does.
+        """
+        if self.scheduler is None:
+            return
+        waits = isinstance(self.scheduler, optim.lr_scheduler.ReduceLROnPlateau)
+        try:
+            self.scheduler.step(*([loss] if waits else []))
+        except Exception as error:
+            kind = type(self.scheduler).__name__
+            problem = f"the {kind} of {self.recipe.path} failed: {type(error).__name__}: {_one_line(error)}"
+            raise UsageError(problem, "expected a scheduler that can be stepped after every update") from error
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -446,7 +446,7 @@ class Fourier(nn.Module):
         self.last = nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.fft.irfft(torch.fft.rfft(self.first(x)) * self.filter, n=16))
+        return self.last(torch.fft.irfft(torch.fft.rfft(self.first(x)) * self.filter * 1j, n=16))
 
 
 _add("checkpointing over dropout", partial(Checkpointed, False), name="checkpointed")

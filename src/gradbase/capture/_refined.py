@@ -41,9 +41,9 @@ class Refined(fx.Interpreter):
             return _with_statistics_read_later(*args)
         # A window of a frame has no bit that says "conjugated" or "negated".
         if target is aten._conj.default:
-            return aten.conj_physical.default(*args)
+            return aten.conj_physical.default(*args) if _is_tensor(args) else args[0].conjugate()
         if target is aten._neg_view.default:
-            return aten.neg.default(*args)
+            return aten.neg.default(*args) if _is_tensor(args) else -args[0]
         if torch.Tag.pointwise in getattr(target, "tags", ()) and not _is_exact(target, kwargs):
             return self._pointwise(target, args, kwargs)
         return super().call_function(target, args, kwargs)
@@ -65,6 +65,11 @@ class Refined(fx.Interpreter):
         if target._schema.is_mutable and laid[0] is not args[0]:
             return args[0].copy_(result)
         return result
+
+
+def _is_tensor(args: tuple[Any, ...]) -> bool:
+    """Not a number: what a recording makes of a constant without dimensions."""
+    return isinstance(args[0], torch.Tensor)
 
 
 def _is_exact(target: Any, kwargs: dict[str, Any]) -> bool:

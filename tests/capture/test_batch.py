@@ -54,3 +54,8 @@ def test_the_rest_is_all_but_the_tensors() -> None:
 def test_what_changes_unseen_is_refused(value: Any) -> None:
     with pytest.raises(UsageError, match=r"(?s)would take for constant.*make a tensor of it"):
         take_apart({"x": [value]})
+
+
+def test_sparse_tensors_are_refused() -> None:
+    with pytest.raises(UsageError, match="layout torch.sparse_coo"):
+        take_apart([torch.eye(2).to_sparse()])

@@ -106,9 +106,10 @@ OWN = torch.Generator().manual_seed(1)
     [
         (lambda m, y: m.known.add_(1), "changes a tensor in place that is no buffer"),
         (lambda m, y: setattr(m.linear.weight, "data", m.linear.weight.data * 2), "linear.weight other memory"),
+        (lambda m, y: y.to_sparse(), "layout torch.sparse_coo: test_python.py"),
         (lambda m, y: torch.rand(8, generator=OWN), "a generator of its own: test_python.py"),
     ],
-    ids=["constant", "data", "generator"],
+    ids=["constant", "data", "sparse", "generator"],
 )
 def test_what_a_recording_leaves_out_is_refused(then: Any, told: str) -> None:
     with pytest.raises(gb.CaptureError, match=told):

@@ -53,6 +53,8 @@ def take_apart(batch: Any) -> Batch:
 
 def _leaf(value: Any) -> Batch:
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided:
+            raise UsageError(f"the batch holds a tensor of layout {value.layout}", "expected dense ones: to_dense()")
         return Batch((value,), None, next)
     if isinstance(value, _FIXED):
         return Batch((), (type(value), repr(value)), lambda _: value)

@@ -61,7 +61,13 @@ class _NotePlaces(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._stack.note()
         _refuse_unseen(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.layout != torch.strided:
+            raise CaptureError(
+                f"the step makes a tensor of layout {result.layout}: {user_line()}",
+                "a plan has dense tensors: use to_dense(), index_add or scatter_add in its place",
+            )
+        return result
 
 
 def _refuse_unseen(func: Any, args: Any, kwargs: dict[str, Any]) -> None:

@@ -175,9 +175,21 @@ class BenchWindows:
 _LINEAR_ALGEBRA = ("cholesky", "geqrf", "inverse", "lu_", "matrix_exp", "orgqr", "ormqr", "triangular_solve")
 
 
+# As many elements as a mask has.
+_SIZED_BY_VALUES = ("masked_scatter_backward",)
+
+
 def is_linear_algebra(target: Any) -> bool:
-    """Whether a kernel decides by the numbers how it goes on, and with that what it allocates."""
-    return str(target._schema.name).removeprefix("aten::").lstrip("_").startswith(("linalg_", *_LINEAR_ALGEBRA))
+    return _name(target).startswith(("linalg_", *_LINEAR_ALGEBRA))
+
+
+def allocates_by_value(target: Any) -> bool:
+    """Whether a kernel decides by the numbers that it is given what it allocates."""
+    return is_linear_algebra(target) or _name(target) in _SIZED_BY_VALUES
+
+
+def _name(target: Any) -> str:
+    return str(target._schema.name).removeprefix("aten::").lstrip("_")
 
 
 def _make_identity(tensor: torch.Tensor) -> None:

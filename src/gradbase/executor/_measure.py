@@ -25,7 +25,7 @@ from gradbase.common.malloc import release_freed_memory
 from gradbase.executor._bench import (
     ALIGNMENT_BYTES,
     Bench,
-    is_linear_algebra,
+    allocates_by_value,
     materialized,
     random_state_kept,
     widest_bytes,
@@ -155,7 +155,7 @@ class Analyzer:
 
     def _foreseen(self, call: Call) -> bool:
         """Whether the kernel asks for memory the same way every time, so that it can be given frames."""
-        return self._frames is not None and not is_linear_algebra(call.target)
+        return self._frames is not None and not allocates_by_value(call.target)
 
     def _scratch_bytes(self, log: AllocationLog, workspace: Workspace) -> int:
         return _unplanned_bytes(log, workspace) if self._frames else log.peak_extra_bytes

@@ -18,7 +18,7 @@ import torch
 from torch import nn, optim
 
 from gradbase.buffer import Frames, PageFile, load_frames
-from gradbase.capture import Batch, Program, capture_step, eager_peak_bytes, numbers_read, take_apart
+from gradbase.capture import Batch, Program, capture_step, contents_of, eager_peak_bytes, numbers_of, take_apart
 from gradbase.catalog import Catalog, OperatorStatistics, medium_of
 from gradbase.common.errors import InfeasibleError, UsageError
 from gradbase.common.malloc import freed_memory_returned, release_freed_memory
@@ -136,6 +136,7 @@ class Step:
         self._plans: dict[Any, tuple[Planned, Explanation]] = {}
         self._calls = 0
         self._summed: set[str] = set()
+        self._identities: tuple[int, ...] = ()
         self._engine = Engine(
             model,
             optimizer,
@@ -207,14 +208,16 @@ class Step:
 
     def _key(self, given: Batch) -> Any:
         """All that a plan is made for."""
-        parameters, buffers = dict(self._model.named_parameters()), dict(self._model.named_buffers())
-        self._engine.follow(parameters, buffers)
+        contents = contents_of(self._model)
+        identities = tuple(map(id, (*contents.parameters, *contents.buffers)))
+        if identities != self._identities:
+            self._engine.follow(dict(self._model.named_parameters()), dict(self._model.named_buffers()))
+            self._identities = identities
         shapes = tuple(map(_layout, given.tensors))
-        wanted = tuple((p.requires_grad, p.dtype) for p in parameters.values())
-        held = tuple(map(_layout, buffers.values()))
-        groups = self._optimizer.param_groups
-        owned = tuple((bool(group.get("momentum")), *map(id, group["params"])) for group in groups)
-        return shapes, given.rest, wanted, held, owned, numbers_read(self._model, self._loss)
+        wanted = tuple([(p.requires_grad, p.dtype) for p in contents.parameters])
+        held = tuple(map(_layout, contents.buffers))
+        owned = tuple([(bool(g.get("momentum")), *map(id, g["params"])) for g in self._optimizer.param_groups])
+        return shapes, given.rest, wanted, held, owned, tuple(contents.numbers), numbers_of(self._loss)
 
     def _watch_plans(self, given: Batch, key: Any) -> None:
         """Say so where numbers that change from step to step cost a plan each."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import gradbase as gb
-from gradbase.capture import capture_step, numbers_read
+from gradbase.capture import capture_step, contents_of, numbers_of
 
 ROWS = torch.ones(4, 8)
 
@@ -132,18 +132,20 @@ FACTOR = 1.0
 
 
 def test_numbers_are_read_from_modules_closures_globals_and_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, scale = nn.Dropout(0.1), 1.0
+    model, scale = nn.Sequential(nn.Dropout(0.1)), 1.0
 
     def closed(m: nn.Module, b: torch.Tensor) -> torch.Tensor:
         return m(b).sum() * scale
 
-    before = numbers_read(model, closed)
+    before = numbers_of(closed)
     scale = 2.0
-    assert before != numbers_read(model, closed)
-    before = numbers_read(model, closed)
-    model.p = 0.2
-    assert before != numbers_read(model, closed) == numbers_read(model, closed)
-    assert numbers_read(model, scaled) != numbers_read(model, partial(scaled, scale=2.0))
-    before = numbers_read(model, scaled)
+    assert before != numbers_of(closed)
+    numbers = contents_of(model).numbers
+    model[0].p = 0.2
+    assert numbers != contents_of(model).numbers == contents_of(model).numbers
+    assert numbers_of(scaled) != numbers_of(partial(scaled, scale=2.0))
+    before = numbers_of(scaled)
+    monkeypatch.setitem(globals(), "sum", 3.0)  # the name of a method that is called, too
+    assert before == numbers_of(scaled)
     monkeypatch.setitem(globals(), "FACTOR", 3.0)
-    assert before != numbers_read(model, scaled)
+    assert before != numbers_of(scaled)

@@ -6,7 +6,7 @@ from gradbase.capture._capture import Captured, capture_step
 from gradbase.capture._eager import eager_peak_bytes
 from gradbase.capture._optimizer import PartialStep, is_separable, twin_of
 from gradbase.capture._program import Call, Kept, Program, Ref, eager_signature
-from gradbase.capture._python import numbers_read
+from gradbase.capture._python import contents_of, numbers_of
 from gradbase.capture._updates import Update
 
 __all__ = [
@@ -20,10 +20,11 @@ __all__ = [
     "Ref",
     "Update",
     "capture_step",
+    "contents_of",
     "eager_peak_bytes",
     "eager_signature",
     "is_separable",
-    "numbers_read",
+    "numbers_of",
     "take_apart",
     "takes_blocks",
     "twin_of",

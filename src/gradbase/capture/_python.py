@@ -1,14 +1,16 @@
 """What the user's Python does in a step beside calling kernels.
 
 A trace runs it once. Numbers that it reads are then constants of the plan, so a plan holds for these numbers only
-(`numbers_read`). Numbers that a step leaves in attributes of modules are noted, and every planned step leaves them
-there too. Tensors that it leaves there for a later step, and numbers drawn by Python's own generators, are refused.
+(`contents_of`, `numbers_of`). Numbers that a step leaves in attributes of modules are noted, and every planned step
+leaves them there too. Tensors that it leaves there for a later step, and numbers drawn by Python's own generators, are
+refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dis
 import functools
 import inspect
 import pickle
@@ -16,9 +18,9 @@ import random
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from types import NoneType
+from types import CodeType, NoneType
 from typing import Any
 
 import torch
@@ -33,10 +35,32 @@ _CONTAINERS = (list, dict, set, deque)
 _ABSENT = object()
 
 
-def numbers_read(model: nn.Module, loss: Callable[..., Any]) -> Hashable:
-    """Numbers, flags and texts that a step may read: modules' attributes, and what `loss` itself refers to."""
-    attributes = [v for module in model.modules() for v in vars(module).values() if type(v) in _PLAIN]
-    return (*attributes, *[value for value in _references(loss) if type(value) in _PLAIN])
+@dataclass(frozen=True)
+class Contents:
+    """What a model consists of at a moment, in the order of its modules; a module that is used twice counts twice."""
+
+    parameters: list[nn.Parameter]
+    buffers: list[torch.Tensor]
+    numbers: list[Any]
+
+
+def contents_of(model: nn.Module) -> Contents:
+    """Parameters, buffers and numbers of all modules: called in every step, so by their tables and not by names."""
+    tables, todo = [], [model]
+    while todo:
+        table = vars(todo.pop())
+        tables.append(table)
+        todo += [child for child in table["_modules"].values() if child is not None]
+    return Contents(
+        [p for table in tables for p in table["_parameters"].values() if p is not None],
+        [b for table in tables for b in table["_buffers"].values() if b is not None],
+        [v for table in tables for v in table.values() if type(v) in _PLAIN],
+    )
+
+
+def numbers_of(loss: Callable[..., Any]) -> tuple[Any, ...]:
+    """Numbers, flags and texts that a function itself refers to."""
+    return tuple([value for value in _references(loss) if type(value) in _PLAIN])
 
 
 def _references(function: Any) -> Iterator[Any]:
@@ -55,8 +79,14 @@ def _references(function: Any) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # not bound yet
             yield cell.cell_contents
-    yield from map(function.__globals__.get, code.co_names)
+    yield from map(function.__globals__.get, _globals_read(code))
     yield from function.__defaults__ or ()
+
+
+@functools.lru_cache(maxsize=256)
+def _globals_read(code: CodeType) -> tuple[str, ...]:
+    """Names of globals alone: a code's other names are attributes."""
+    return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,30 @@ def test_features_help_and_the_classifier_predicts_what_it_has_not_seen() -> Non
     assert "features" in why.reason
 
 
+@pytest.mark.parametrize("seed", [1, 3])
+def test_beside_good_workers_features_that_tell_little_cost_nothing(seed: int) -> None:
+    """Nobody errs by what an item looks like: labels left out say that all of them count."""
+    simulated = world(seed, quality=[0.75] * 9, per_item=4, n_items=240)
+    noise = np.random.default_rng(seed).normal(0, 1.0, (240, 2))
+    weak = Features(embedding=np.eye(2)[simulated.truth] + noise)
+    alone, informed = infer(simulated.claims), infer(simulated.claims, weak, QUICK)
+    assert simulated.accuracy(informed.value) > simulated.accuracy(alone.value)
+
+
+def test_where_all_err_by_what_an_item_looks_like_a_classifier_that_knows_is_believed() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 3, 400)
+    looks = np.where(generator.random(400) < 0.25, (truth + 1) % 3, truth)
+    item, worker = np.repeat(np.arange(400), 4), np.stack([generator.permutation(9)[:4] for _ in range(400)]).ravel()
+    meant = np.where(generator.random(1600) < 0.85, looks[item], truth[item])
+    said = np.where(generator.random(1600) < 0.85, meant, generator.integers(0, 3, 1600))
+    claims = Claims(item, worker, said, np.arange(400), np.arange(9), np.arange(3))
+    features = Features(embedding=np.eye(3)[truth] * 2 + generator.normal(0, 0.6, (400, 3)))
+    longer = Config(folds=3, rounds=3, steps=60)
+    right = [(infer(claims, given, longer).value == truth).mean() for given in (None, features)]
+    assert right[1] > right[0] + 0.1
+
+
 def test_features_of_pure_noise_do_little_harm() -> None:
     simulated, _ = known_world(2)
     noise = Features(numeric=np.random.default_rng(0).normal(size=(150, 3)))

@@ -23,6 +23,21 @@ def test_duplicates_of_one_table_whose_records_have_no_ids() -> None:
     assert connection.sql("SELECT count(*) FROM match_golden").fetchall() == [(len(golden),)]
 
 
+def test_records_of_one_table_that_agree_outvote_one_that_does_not() -> None:
+    names = [f"{first} {second} inn" for first in ("blue", "old") for second in ("ridge", "harbour", "mill", "oak")]
+    rows = [(name, phone) for k, name in enumerate(names) for phone in (5550100 + k, 5550100 + k, 5550900 - 7 * k)]
+    pairs = [(3 * k + i, 3 * k + j, 1) for k in range(len(names)) for i, j in ((0, 1), (0, 2), (1, 2))]
+    same = dict(zip(("left", "right", "label"), zip(*pairs, strict=True), strict=True))
+    records = {"name": [name for name, _ in rows], "phone": [phone for _, phone in rows]}
+    found = gradbase.match(records, labelled=same, golden=True)
+    golden = {row["name"]: row for row in found.golden.to_pylist() if row["records"] == 3}
+    assert len(golden) == len(names)
+    assert {name: row["phone"] for name, row in golden.items()} == {
+        name: str(5550100 + k) for k, name in enumerate(names)
+    }
+    assert all("a (2) says" in row["phone_reason"] for row in golden.values())
+
+
 def test_a_golden_table_has_a_reason_for_every_cell() -> None:
     clusters = pa.table({"table": ["a", "b", "a"], "record": ["1", "2", "3"], "cluster": ["10", "10", "9"]})
     truths = pa.table({

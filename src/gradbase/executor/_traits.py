@@ -16,7 +16,7 @@ from gradbase.ir.logical import Operator, Storage, Tensor
 # Allocations below this stay with malloc: a plan need not bother with them.
 _WORTH_PLANNING_BYTES = 4096
 _ALIGNMENT_BYTES = 64
-_FORMAT = 5  # of the details in the catalogue; count up when their meaning changes
+_FORMAT = 6  # of the details in the catalogue; count up when their meaning changes
 
 Layout = tuple[str, tuple[int, ...], tuple[int, ...]]
 

@@ -84,6 +84,23 @@ def test_workers_that_are_killed_again_and_again_change_nothing() -> None:
     assert run.longest_pause_s < BACK_S
 
 
+@pytest.mark.parametrize("generations", [1, 2], ids=["server of the job", "server of servers"])
+def test_what_workers_are_forked_from_is_replaced_when_it_is_killed(generations: int) -> None:
+    killed: set[int] = set()
+
+    def kill_above(pids: list[int]) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            pid = pids[0]
+            for _ in range(generations):
+                pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            killed.add(pid)
+            _kill(pid)
+
+    run = Run(_request(steps=60), kill_above, every=80)
+    assert killed and os.getpid() not in killed and run.outcome.lost >= 2
+    assert recipes.digest(run.outcome.model) == recipes.plain(3, 60)
+
+
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -328,28 +328,68 @@ class Launcher(Protocol):
 
 
 class _Forks:
-    """The workers that are forked: `count` of them at first, then one for every one that was lost."""
+    """The workers that are forked: `count` of them at first, then one for every one that was lost.
+
+    The server they are forked from may be killed too, and takes them with it: another one is started.
+    """
 
     def __init__(self, count: int, closing: contextlib.ExitStack) -> None:
-        self._count = count
-        self._channels: dict[int, Channel] = {}
+        self._waiting = count  # to be asked for
+        self._channels: dict[int, Channel] = {}  # asked for, by ticket
+        self._ready = False
         self._server = ForkServer() if count else None
-        if self._server is not None:
-            closing.callback(self._server.close)
+        closing.callback(self._close)
 
     def launch(self, task: Task, steward: Steward, slab: Slab, where: Map) -> None:
-        self._steward, self._slab = steward, slab
+        self._task, self._steward, self._slab = task, steward, slab
         if self._server is not None:
-            server = self._server
-            server.prepare(task)
-            steward.listen(server.connection.fileno(), lambda: self._hear(*server.hear()))
+            self._prepare(self._server)
+
+    def _prepare(self, server: ForkServer) -> None:
+        self._server, self._ready = server, False
+        server.prepare(self._task)
+        self._steward.listen(server.connection.fileno(), lambda: self._listen(server))
 
     def spawn(self) -> None:
+        self._waiting += 1
+        self._fork()
+
+    def _fork(self) -> None:
         assert self._server is not None, "the caller's own worker does not die alone"
-        ours, theirs = Channel.pair()
-        ticket = self._server.fork([theirs.fileno(), self._slab.fd])
-        theirs.close()
-        self._channels[ticket] = ours
+        while self._ready and self._waiting:
+            ours, theirs = Channel.pair()
+            try:
+                ticket = self._server.fork([theirs.fileno(), self._slab.fd])
+            except OSError:  # it has ended, which its connection will say
+                ours.close()
+                return
+            finally:
+                theirs.close()
+            self._channels[ticket] = ours
+            self._waiting -= 1
+
+    def _listen(self, server: ForkServer) -> None:
+        try:
+            answer = server.hear()
+        except StepError:
+            if not self._ready:  # another one would end the same way
+                raise
+            self._replace(server)
+        else:
+            self._hear(*answer)
+
+    def _replace(self, server: ForkServer) -> None:
+        self._steward.forget(server.connection.fileno())
+        server.close()
+        for channel in self._channels.values():
+            channel.close()
+        self._waiting += len(self._channels)
+        self._channels.clear()
+        self._prepare(ForkServer())
+
+    def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
     def lost(self, worker: Worker) -> None:
         """Its process has ended, so there is nothing to fence."""
@@ -369,8 +409,8 @@ class _Forks:
 
     def _hear(self, verb: str, *rest: Any) -> None:
         if verb == "ready":
-            for _ in range(self._count):
-                self.spawn()
+            self._ready = True
+            self._fork()
         elif verb == "forked":
             ticket, pid = rest
             self._steward.admit(self._channels.pop(ticket), _descriptor_of(pid), pid)

@@ -179,6 +179,10 @@ class Steward:
         """Call `handler` whenever `source`, a descriptor, can be read. Before `start`, or on the steward's thread."""
         self._loop.listen(source, handler)
 
+    def forget(self, source: Any) -> None:
+        """Listen to a descriptor no more, before it is closed. On the steward's thread."""
+        self._loop.forget(source)
+
     def _run(self) -> None:
         try:
             self._machines.open(self._storage.open)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from typing import Any
 
@@ -79,3 +80,14 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UsageError, match="needs ray") as raised:
         RayEngine(Request(recipes.build, 1, 1))
     assert "pip install 'gradbase[ray]'" in raised.value.remedies[0]
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_told_at_once(scheme: str) -> None:
+    ray = pytest.importorskip("ray")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"no Ray cluster at {address} can be joined: .*refused"):
+            RayEngine(Request(recipes.build, 2, 1), address=address).run()
+    assert not ray.is_initialized()

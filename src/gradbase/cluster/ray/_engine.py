@@ -32,6 +32,7 @@ from gradbase.store.machine import Notes
 from gradbase.store.wire import Address, Listener, TimedStream, greet, keep_watch, listen, new_token
 
 _HANDSHAKE_S = 5.0
+_REACH_S = 10.0
 _SILENT_S = 20.0  # of a worker that has work; its thread for signs of life gives one a second
 _LEAVE_S = 2.0
 
@@ -221,9 +222,18 @@ def _connect(ray: Any, request: Request, address: str | None, closing: contextli
         cpus = max(os.cpu_count() or 1, request.workers * request.threads)
         given = {"num_cpus": cpus, "include_dashboard": False}
     try:
+        if address is not None:
+            _reach(address)
         ray.init(log_to_driver=True, logging_level="warning", configure_logging=False, **given)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         problem = f"no Ray cluster at {address} can be joined: {first}" if address else f"Ray does not start: {first}"
         raise UsageError(problem, "start one with: ray start --head") from error
     closing.callback(ray.shutdown)
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens at a host and port: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()

@@ -1,6 +1,7 @@
 """Crowdsourced truth: accuracy, calibration, features, numbers and bought labels, beside peers in the same run.
 
-    python -m benchmarks.tables.crowd --data DIR [--sets NAME,...] [--skip features,numbers,next] [--json FILE]
+    python -m benchmarks.tables.crowd --data DIR [--sets NAME,...] [--skip features,numbers,next] [--rounds 30]
+                                    [--json FILE]
 
 DIR holds crowd/NAME/ with labels.csv (item, worker, label), gold.csv (item, label) and maybe items.csv or X_train.npy,
 X_test.npy, z_test.csv (features); numeric/NAME/ with labels.csv (item, worker, value), gold.csv (item, value). One
@@ -132,7 +133,7 @@ def numeric(folder: Path) -> Row:
     return {"set": folder.name, **errors, "coverage_of_90": inside.mean()}
 
 
-def bought(folder: Path, seed: int, rounds: int = 10) -> Row:
+def bought(folder: Path, seed: int, rounds: int) -> Row:
     """Half of the labels, chosen by `next_labels` after two per item: accuracy against all labels, and any half.
 
     A round buys one in `rounds` of those labels, and then asks again.
@@ -201,7 +202,9 @@ def comparison(rows: list[Row], peers: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def gather(folder: Path, wanted: Callable[[str], bool], skip: set[str], peers: tuple[str, ...]) -> dict[str, list[Row]]:
+def gather(
+    folder: Path, wanted: Callable[[str], bool], skip: set[str], peers: tuple[str, ...], rounds: int
+) -> dict[str, list[Row]]:
     crowds = sorted(path for path in (folder / "crowd").iterdir() if path.is_dir() and wanted(path.name))
     found: dict[str, list[Row]] = {"plain": [plain(path, peers) for path in crowds]}
     if "features" not in skip:
@@ -210,7 +213,7 @@ def gather(folder: Path, wanted: Callable[[str], bool], skip: set[str], peers: t
         found["numbers"] = [numeric(path) for path in sorted((folder / "numeric").iterdir())]
     if "next" not in skip:
         for path in (path for path in crowds if path.name in ("possent", "rte")):
-            rows = [bought(path, seed) for seed in range(BUYERS)]
+            rows = [bought(path, seed, rounds) for seed in range(BUYERS)]
             error = float(np.std([row["short_of_all"] for row in rows], ddof=1) / len(rows) ** 0.5)
             mean = mean_row(rows) | {"set": f"{path.name} mean", "standard_error": error}
             found["next"] = found.get("next", []) + [*rows, mean]
@@ -222,13 +225,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", default="", help="names, comma-separated; all by default")
     parser.add_argument("--skip", default="", help="of features, numbers, next, peers")
+    parser.add_argument("--rounds", type=int, default=30, help="in which labels are bought")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     chosen, skip = set(filter(None, options.sets.split(","))), set(options.skip.split(","))
     peers = () if "peers" in skip or importlib.util.find_spec("crowdkit") is None else PEERS
     if not peers:
         print("peers are left out: pip install 'gradbase[peers]'", file=sys.stderr)
-    found = gather(options.data, lambda name: not chosen or name in chosen, skip, peers)
+    found = gather(options.data, lambda name: not chosen or name in chosen, skip, peers, options.rounds)
     compared = comparison(found["plain"], peers)
     found["plain"].append(mean_row(found["plain"]))
     for title, rows in found.items():

@@ -156,8 +156,6 @@ class Step:
         Raises StepError when the step fails, InfeasibleError when a batch of a new shape fits no plan.
         """
         last = (self._calls + 1) % self._options.accumulate == 0
-        if self._options.accumulate > 1:
-            self._check_sum(batch, last)
         loss = self._timed(batch, update=last)
         self._calls += 1
         self._engine.accumulation.fresh = last
@@ -165,9 +163,9 @@ class Step:
         self._optimizer._opt_called = True  # type: ignore[attr-defined]
         return loss
 
-    def _check_sum(self, batch: Any, last: bool) -> None:
+    def _check_sum(self, planned: Planned) -> None:
         """All batches of a sum must give gradients to the same parameters: an update is planned for these."""
-        accumulations = self.prepare(batch, update=last)[0].program.tail.accumulations
+        accumulations = planned.program.tail.accumulations
         names = {name for update in accumulations.values() for name in update.names}
         if self._engine.accumulation.fresh:
             self._summed = names
@@ -179,7 +177,10 @@ class Step:
 
     def _timed(self, batch: Any, *, update: bool) -> torch.Tensor:
         given = take_apart(batch)
-        planned, _ = self._current = self._prepared(batch, given, update)
+        planned, explanation = self._prepared(batch, given, update)
+        if self._options.accumulate > 1:
+            self._check_sum(planned)
+        self._current = planned, explanation
         start = time.perf_counter()
         loss = self._engine.run(planned, given.tensors)
         for assign in planned.program.assignments:

@@ -9,7 +9,8 @@ configuration for all. Gold only scores. Peers are crowd-kit's (an extra: pip in
 are left out and standard error says so). Measured elsewhere, not run here: EBCC (Li et al., ICML 2019) has a mean of
 81.4 over the 13 sets, CROWDLAB 0.82 F1 on product, 82.7 / 84.1 on the items / the test set of labelme.
 
-Calibration error: ten bins of confidence, 0 to 1, weighted by their items. Times are process CPU seconds.
+Calibration error: ten bins of confidence, 0 to 1, weighted by their items; `workers_held`: how many workers' shares of
+right answers lie in their 90% intervals. Times are process CPU seconds.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from gradbase.tables.crowd import Claims, Features, Result, infer, next_labels
 
 Row = dict[str, Any]
 BUYERS = 16  # seeds: a single one is off by half a point
+GOLD_ANSWERS = 20  # of a worker, for its share of right ones to say what the worker is like
 PEERS = ("MajorityVote", "Wawa", "GLAD", "DawidSkene")
 
 
@@ -88,8 +90,21 @@ def plain(folder: Path, peers: tuple[str, ...]) -> Row:
     claims = claims_of(folder)
     start = time.process_time()
     result = infer(claims)
-    row = {"set": folder.name, **score(result, gold_of(folder, claims)), "cpu_s": time.process_time() - start}
+    gold = gold_of(folder, claims)
+    row = {"set": folder.name, **score(result, gold), "cpu_s": time.process_time() - start}
+    row["workers_held"] = workers_held(result, gold)
     return row | {peer: peer_accuracy(peer, folder) for peer in peers}
+
+
+def workers_held(result: Result, gold: np.ndarray) -> float:
+    """Of the workers with some gold answers, the share whose share of right ones lies in the 90% interval."""
+    claims, workers = result.claims, result.workers
+    known = gold[claims.item] != -1
+    right = gold[claims.item] == claims.label
+    answers = np.bincount(claims.worker[known], minlength=len(claims.workers))
+    share = np.bincount(claims.worker[known], right[known], len(claims.workers)) / np.maximum(answers, 1)
+    inside = (workers.low <= share) & (share <= workers.high)
+    return float(inside[answers >= GOLD_ANSWERS].mean())
 
 
 def features_of(folder: Path, claims: Claims) -> Features | None:

@@ -49,6 +49,20 @@ def test_adversaries_are_told_from_honest_workers() -> None:
     assert workers.claims.sum() == len(simulated.claims)
 
 
+@pytest.mark.parametrize("misleading", [0.0, 0.1])
+@pytest.mark.parametrize("per_item", [3, 8])
+def test_intervals_of_workers_hold_what_they_promise(per_item: int, misleading: float) -> None:
+    """Also where all err together on some items, so that no label tells that these are errors."""
+    held = []
+    for seed in range(6):
+        quality = np.random.default_rng(seed).beta(8, 3, 20)
+        crowd = world(seed, quality=quality.tolist(), n_items=1000, per_item=per_item, misleading=misleading)
+        workers = infer(crowd.claims).workers
+        really = quality * (1 - misleading) + (1 - quality) * misleading
+        held += ((workers.low <= really) & (really <= workers.high)).tolist()
+    assert np.mean(held) >= 0.85
+
+
 def test_one_class_has_no_runner_up() -> None:
     result = infer(Claims.from_columns([1, 1, 2], ["a", "b", "a"], ["x", "x", "x"]))
     assert result.value.tolist() == [0, 0] and result.probability.tolist() == [1.0, 1.0]

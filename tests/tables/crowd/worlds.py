@@ -32,17 +32,19 @@ def world(
     n_classes: int = 2,
     per_item: int = 5,
     drift: float = 0.0,
+    misleading: float = 0.0,
 ) -> World:
-    """Workers are right with their `quality` (below chance: adversaries). With `drift`
-    quality falls by that much from the first item to the last."""
+    """Workers are right with their `quality` (below chance: adversaries). With `drift` quality falls by that much from
+    the first item to the last. A `misleading` share of the items looks like another class to everybody."""
     generator = np.random.default_rng(seed)
     truth = generator.integers(0, n_classes, n_items)
     n_workers = len(quality)
     said = np.zeros((n_items, n_workers), dtype=np.int64)
+    looks = (truth + (np.arange(n_items) < misleading * n_items)) % n_classes
     for worker, skill in enumerate(quality):
         chance = skill - drift * np.linspace(0, 1, n_items)
-        wrong = (truth + generator.integers(1, n_classes, n_items)) % n_classes
-        said[:, worker] = np.where(generator.random(n_items) < chance, truth, wrong)
+        wrong = (looks + generator.integers(1, n_classes, n_items)) % n_classes
+        said[:, worker] = np.where(generator.random(n_items) < chance, looks, wrong)
     chosen = np.stack([generator.permutation(n_workers)[:per_item] for _ in range(n_items)])
     item = np.repeat(np.arange(n_items), per_item)
     worker = chosen.reshape(-1)

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from gradbase.common.errors import UsageError
+from gradbase.tables._intervals import standard_errors
 from gradbase.tables.crowd._sets import as_questions
 from gradbase.tables.crowd._table import Table, table_of
 from gradbase.tables.crowd._types import Floats, Purchases, Result
-from gradbase.tables.crowd._workers import Z90
 
 DEPTH_MAX = 16  # labels of one item in one shopping list
 GUESS = 0.02  # votes of a worker who knows no more than chance; a label is one vote on average
@@ -133,7 +133,7 @@ def _variance_taken(result: Result, items: NDArray[np.intp], depth: int) -> Floa
     assert result.interval is not None and result.workers.deviation is not None
     workers = result.workers
     typical = float((workers.deviation**2 * workers.claims).sum() / max(workers.claims.sum(), 1))
-    half = (result.interval[items, 1] - result.interval[items, 0]) / 2 / Z90
+    half = (result.interval[items, 1] - result.interval[items, 0]) / 2 / standard_errors()
     variance = np.where(np.isnan(half), 4.0 * typical / (1.0 + result.claim_count[items]), half**2)
     claims = typical / np.maximum(variance, 1e-300)
     steps = claims[:, None] + np.arange(depth + 1)

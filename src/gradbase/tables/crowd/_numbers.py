@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradbase.tables._intervals import standard_errors
 from gradbase.tables.crowd._spread import half_widths
 from gradbase.tables.crowd._state import State
 from gradbase.tables.crowd._types import NONE, Claims, Floats, Result, Why, Workers
-from gradbase.tables.crowd._workers import Z90
 
 PRIOR_CLAIMS = 100.0  # strength of the prior on a worker's variance
 GATE = 0.9  # of the held-out squared error, what biases have to get below
@@ -160,7 +160,7 @@ def _workers(rows: _Rows, best: _Estimate) -> Workers:
     said = torch.zeros(rows.n_items, dtype=torch.bool).index_fill_(0, rows.item, True)
     spread = max(float(best.truth[said].var(unbiased=False)), 1e-12)
     error = (best.variance + best.bias**2).numpy()
-    factor = np.exp(Z90 * np.sqrt(2.0 / (counts + PRIOR_CLAIMS)))
+    factor = np.exp(standard_errors() * np.sqrt(2.0 / (counts + PRIOR_CLAIMS)))
 
     def quality(of: Floats) -> Floats:
         return 1.0 / (1.0 + of / spread)

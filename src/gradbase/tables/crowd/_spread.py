@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from gradbase.tables._intervals import standard_errors
 from gradbase.tables.crowd._types import Floats
-from gradbase.tables.crowd._workers import Z90
 
 COMMON = 0.5  # correlation of errors where items are hard by what they are
 FREEDOMS = np.geomspace(2.0, 1000.0, 28)  # of the prior of items' spreads
@@ -62,7 +62,7 @@ def _no_chance(prior: float, freedom: Floats) -> float:
 def student90(freedom: Floats) -> Floats:
     """float64[n]: the 95th percentile of Student's t, to 1.5% from two degrees of freedom on (expansion of Fisher and
     Cornish, Abramowitz and Stegun 26.7.5)."""
-    z = Z90
+    z = standard_errors()
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,

@@ -1,11 +1,7 @@
 """How good workers are, read off the final posterior.
 
-Whether a worker is right is judged by what the crowd is believed to say, and where a crowd errs it errs together: its
-beliefs are off in the same direction on many items at once. So a worker's share of right claims stays uncertain however
-many claims there are, by as much as the beliefs on these items are. Intervals have both: chance, and COMMON of the
-variance of the beliefs, as a share that all claims of a worker have in common. On the 13 public crowds of the benchmark
-that makes a 90% interval hold for 93% of the workers with 20 gold answers or more, 80% on the worst; chance alone held
-for 59% and 18%.
+Intervals allow for what a crowd errs together (`_intervals`). On the 13 public crowds of the benchmark a 90% interval
+holds for 93% of the workers with 20 gold answers or more, 80% on the worst; one of chance alone held for 59% and 18%.
 """
 
 from __future__ import annotations
@@ -14,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradbase.tables._intervals import of_believed_share
 from gradbase.tables.crowd._table import Table
 from gradbase.tables.crowd._types import Floats, Workers
 
 CONFUSION_ENTRIES_MAX = 4_000_000
 PRIOR_CLAIMS = 4.0
 COMMON = 0.1  # of the variance of what is believed of a claim: what is common to all claims of a worker
-Z90 = 1.6448536269514722  # the normal distribution's 95th percentile: 5% on each side
 
 
 def workers_of(table: Table, posterior: Tensor) -> Workers:
@@ -34,8 +30,7 @@ def workers_of(table: Table, posterior: Tensor) -> Workers:
     total = claims + PRIOR_CLAIMS
     quality = (right + PRIOR_CLAIMS * mean) / total
     doubtful = (doubt + PRIOR_CLAIMS * mean * (1.0 - mean)) / total
-    chance = quality * (1.0 - quality)
-    low, high = wilson(quality, chance / (chance / total + COMMON * doubtful))
+    low, high = of_believed_share(quality, total, doubtful, COMMON)
     confusion = confusion_of(table, posterior).transpose(1, 2).double().numpy() if small else None
     return Workers(quality, low, high, table.cell_counts().sum(1), confusion)
 
@@ -60,10 +55,3 @@ def confusion_of(table: Table, posterior: Tensor) -> Tensor:
     crowd = counts.sum(0) + 0.5 * torch.eye(table.n_classes, dtype=counts.dtype) + 0.5 / table.n_classes
     total = counts + PRIOR_CLAIMS * crowd / crowd.sum(0)
     return total / total.sum(1, keepdim=True)
-
-
-def wilson(share: Floats, total: Floats) -> tuple[Floats, Floats]:
-    """The 90% score interval of a share out of `total` trials (Wilson 1927)."""
-    centre = (share + Z90**2 / (2 * total)) / (1 + Z90**2 / total)
-    half = Z90 / (1 + Z90**2 / total) * np.sqrt(share * (1 - share) / total + Z90**2 / (4 * total**2))
-    return np.clip(centre - half, 0.0, 1.0), np.clip(centre + half, 0.0, 1.0)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 
@@ -360,8 +359,3 @@ def quality(data: Measurements, found: Estimate) -> Floats:
     explained = signal / max(signal + spread, 1e-300)
     odds = explained / max(1 - explained, 1e-12) / found.fit.noise
     return odds / (1 + odds)
-
-
-def interval_factor(level: float) -> float:
-    """Standard errors to either side of an interval of this probability."""
-    return NormalDist().inv_cdf(0.5 + level / 2)

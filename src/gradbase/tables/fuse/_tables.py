@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gradbase.tables._intervals import of_believed_share, standard_errors
 from gradbase.tables.fuse._choose import Solution
 from gradbase.tables.fuse._discrete import STRENGTH, contributions, posterior
 from gradbase.tables.fuse._gates import Gate
 from gradbase.tables.fuse._history import best_of_chains, gains, last_beliefs
-from gradbase.tables.fuse._measured import Estimate, Measurements, interval_factor, quality
+from gradbase.tables.fuse._measured import Estimate, Measurements, quality
 from gradbase.tables.fuse._members import Members
 from gradbase.tables.fuse._problem import Problem
 from gradbase.tables.fuse._relations import EXACT
@@ -24,6 +25,8 @@ COPIES = ("copier", "original", "probability", "evidence", "shared", "same")
 WHY = ("claim", "object", "attribute", "source", "value", "member", "log_odds")
 HISTORY = ("object", "attribute", "value", "since", "until", "probability")
 GATES = ("name", "kept", "gain")
+
+COMMON = 0.05  # of the doubt about a source's claims: with it 90% intervals hold for the seven sources of birthplaces
 
 _TYPES: dict[str, npt.DTypeLike] = {
     **dict.fromkeys(("object", "attribute", "claims", "source", "copier", "original", "claim"), np.int64),
@@ -161,12 +164,14 @@ def _prior_rows(problem: Problem, log_odds: Floats) -> Table:
 
 
 def discrete_sources(solution: Solution, level: float) -> Table:
-    """Sources with claims: how probably a claim of theirs is exactly true, with Wilson's interval."""
+    """Sources with claims: how probably a claim of theirs is exactly true, with an interval."""
     problem, fitted = solution.model.problem, solution.fit
     count = problem.per_source()
     source = np.flatnonzero(count > 0)
     share = fitted.profile[source, EXACT] / fitted.profile[source].sum(axis=1)
-    low, high = wilson(share, fitted.counts[source].sum(axis=1) + STRENGTH, level)
+    believed, _ = posterior(solution.model, fitted.score, solution.sharpness)
+    doubt = _doubts(problem, believed)[source]
+    low, high = of_believed_share(share, fitted.counts[source].sum(axis=1) + STRENGTH, doubt, COMMON, level)
     missing = np.full(len(source), np.nan)
     return {
         "source": source,
@@ -180,12 +185,10 @@ def discrete_sources(solution: Solution, level: float) -> Table:
     }
 
 
-def wilson(share: Floats, count: Floats, level: float) -> tuple[Floats, Floats]:
-    """Wilson's score interval (JASA 1927) of a share seen in `count` claims."""
-    z = interval_factor(level)
-    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
+def _doubts(problem: Problem, believed: Floats) -> Floats:
+    """(sources,) the mean variance of what is believed of a source's claims; `believed` (candidates,)."""
+    variance = (believed * (1.0 - believed))[problem.candidate]
+    return problem.per_source(variance) / np.maximum(problem.per_source(), 1)
 
 
 def copies(solution: Solution) -> Table:
@@ -207,7 +210,7 @@ def copies(solution: Solution) -> Table:
 def measured_truths(problem: Problem, found: Estimate, data: Measurements, level: float, counted: Ints) -> Table:
     """The estimate with its interval; the runner-up is the plain mean of the claims."""
     mean, odds = _against_mean(found, data)
-    half = interval_factor(level) * found.error
+    half = standard_errors(level) * found.error
     probability = 1 / (1 + np.exp(-np.minimum(odds, 700.0)))
     return {
         "object": problem.object,
@@ -260,7 +263,7 @@ def measured_sources(problem: Problem, found: Estimate, data: Measurements, attr
     count = problem.per_source()
     source = np.flatnonzero(count > 0)
     share = np.clip(quality(data, found)[source], 1e-9, 1 - 1e-9)
-    half = interval_factor(level) * np.sqrt(2 / count[source])
+    half = standard_errors(level) * np.sqrt(2 / count[source])
     odds = np.log(share / (1 - share))
     return {
         "source": source,
@@ -338,7 +341,7 @@ def member_sources(problem: Problem, found: Members, attribute: int, level: floa
     seen = found.right[source] + found.wrong[source] + STRENGTH
     common = (found.right.sum() + 1) / (found.right.sum() + found.wrong.sum() + 2)
     share = (found.right[source] + STRENGTH * common) / seen
-    low, high = wilson(share, seen, level)
+    low, high = of_believed_share(share, seen, _doubts(problem, found.probability)[source], COMMON, level)
     missing = np.full(len(source), np.nan)
     return {
         "source": source,

@@ -41,6 +41,14 @@ def test_events_and_a_store_that_goes_on_with_the_same_bits(cache: Path, tmp_pat
     assert events(again.stdout)[-1]["parameters_sha256"] == summary["parameters_sha256"]
 
 
+def test_batches_that_no_step_took_are_counted(cache: Path) -> None:
+    """Of a stream whose length only its end shows."""
+    done = called(cache, "train", RECIPES / "nine.py", "--workers", 2, "--steps", 9, "--json")
+    summary = events(done.stdout)[-1]
+    assert (summary["steps"], summary["batches_left_out"]) == (4, 1), done.stderr
+    assert "the last 1 of 9 are left out" in done.stderr and "batches() ended after 4 of 9 steps" in done.stderr
+
+
 def test_a_store_says_how_it_goes_on_and_any_number_of_workers_can(cache: Path, tmp_path: Path) -> None:
     """What is not said is as the store was made. Bits depend on the batches of a step, not on who computes them."""
     made = ("train", STREAM, "--json", "--store", tmp_path / "bsp")

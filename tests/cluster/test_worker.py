@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradbase.cluster.channel import MESSAGE_BYTES_MAX, Channel
 from gradbase.cluster.operations import Operations, Pushed, Reading, ShardPages
-from gradbase.cluster.worker import BatchStream, Learner, forward_seed, samples_of
+from gradbase.cluster.worker import BatchStream, Learner, StreamEnded, forward_seed, samples_of
 from gradbase.common.errors import StoreError
 from tests.cluster import recipes
 
@@ -46,12 +46,13 @@ def test_batches_are_the_same_in_any_order_of_asking(numbers: list[int], window:
     assert torch.equal(torch.rand(3), undisturbed), "drawing batches leaves the caller's random state alone"
 
 
-def test_a_list_is_looked_up_and_its_end_is_an_index_error() -> None:
+def test_a_list_is_looked_up_and_its_end_is_told_with_its_length() -> None:
     looked_up = BatchStream(lambda: [1, 2, 3], torch.get_rng_state())
     assert looked_up.length == 3 and looked_up.get(2) == 3 and looked_up.get(0) == 1
     for stream in (looked_up, _stream(3, 1)):
-        with pytest.raises(IndexError):
+        with pytest.raises(StreamEnded) as end:
             stream.get(3)
+        assert end.value.length == 3
 
 
 def test_a_gradient_does_not_depend_on_what_was_computed_before() -> None:

@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.save:
         save_state(outcome.model, arguments.save)
     console.event("summary", **summary)
+    if arguments.steps is not None and outcome.steps < arguments.steps and not outcome.interrupted:
+        console.say(f"batches() ended after {outcome.steps} of {arguments.steps} steps")
     for line in _lines(summary, watcher):
         console.say(line)
     return INTERRUPTED if outcome.interrupted else DONE
@@ -299,6 +301,7 @@ def _summary(
         "interrupted": outcome.interrupted,
         "workers": request.workers,
         "workers_lost": outcome.lost,
+        "batches_left_out": outcome.left_out,
         "engine": arguments.engine,
         "consistency": _consistency(request),
         "durability": request.durability,

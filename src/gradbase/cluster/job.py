@@ -92,6 +92,7 @@ class Outcome:
     """`model` has the final values. `steps` were done in all, those before a resume included; `lost` workers ended.
 
     codec: what gradients went through. traffic: all bytes between processes that share no memory.
+    left_out: batches at the end of the stream that make no whole step under bsp.
     """
 
     model: nn.Module
@@ -101,3 +102,4 @@ class Outcome:
     slab_nbytes: int
     codec: str = "none"
     traffic: Traffic = Traffic()
+    left_out: int = 0

@@ -3,7 +3,7 @@
     steward -> servant                          servant -> steward
     ("seek", number)                            ("ready",): the stream is read up to there, lanes may come
     ("compute", ticket, lane, number)           ("computed", ticket, samples, loss, time_us),
-                                                or ("ended", ticket): there is no such batch;
+                                                or ("ended", ticket, length): there are so many batches;
                                                 ("planned", figures of the plan, measured peak) before it,
                                                 whenever one of these is new
     ("apply", op, shard, lanes)                 ("done", op)
@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from gradbase.cluster.channel import Channel, Gone
-from gradbase.cluster.worker import Learner, samples_of
+from gradbase.cluster.worker import Learner, StreamEnded, samples_of
 
 
 class Memory(Protocol):
@@ -95,8 +95,8 @@ def _compute(channel: Channel, learner: Learner, memory: Memory, ticket: int, la
     began = time.perf_counter()
     try:
         batch = learner.batch(number)
-    except IndexError:
-        channel.send("ended", ticket)
+    except StreamEnded as end:
+        channel.send("ended", ticket, end.length)
         return
     memory.before(lane, number)
     loss = learner.gradient(number, batch, memory.buffers(lane), partial(memory.complete, lane))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,12 +19,24 @@ import torch
 from torch import nn, optim
 from torch.utils._pytree import tree_leaves
 
+from gradbase.common.errors import GradbaseError, StepError, UsageError
+
 if TYPE_CHECKING:
     from gradbase.compiled import GradientStep
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Complete = Callable[[nn.Parameter], None]
 _END = object()
+
+
+class StreamEnded(Exception):
+    """There is no such batch: the stream has `length` of them. Its own kind, so that no IndexError within a recipe's
+    stream is taken for the end of it.
+    """
+
+    def __init__(self, length: int) -> None:
+        super().__init__(f"the stream ends after {length} batches")
+        self.length = length
 
 
 @dataclass
@@ -79,9 +93,12 @@ class BatchStream:
         self._rewind()
 
     def get(self, number: int) -> Any:
-        """Batch `number`, counted from 0. Raises IndexError when the stream is shorter."""
+        """Batch `number`, counted from 0. Raises StreamEnded when the stream is shorter."""
         if self._items is not None:
-            return self._items[number]
+            if number >= len(self._items):
+                raise StreamEnded(len(self._items))
+            with _told():
+                return self._items[number]
         if number < self._next and number not in self._kept:
             self._rewind()
         while self._next <= number:
@@ -92,21 +109,50 @@ class BatchStream:
         self._state = self._first_state
         self._kept: dict[int, Any] = {}
         self._next = 0
-        with _own_state(self):
+        with _own_state(self), _told():
             batches = self._open()
+            if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+                raise UsageError(f"batches() returned {_kind(batches)}", "expected an iterable of batches")
             looked_up = isinstance(batches, Sequence) and not isinstance(batches, (str, bytes))
             self.length = len(batches) if isinstance(batches, Sized) else None
             self._items: Sequence[Any] | None = batches if looked_up else None
             self._feed: Iterator[Any] = iter(()) if looked_up else iter(batches)
 
     def _draw(self) -> None:
-        with _own_state(self):
+        with _own_state(self), _told():
             batch = next(self._feed, _END)
         if batch is _END:
-            raise IndexError(f"the stream ends after {self._next} batches")
+            raise StreamEnded(self._next)
         self._kept[self._next] = batch
         self._kept.pop(self._next - self._window, None)
         self._next += 1
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What fails in a recipe's own stream is no end of it, and no mistake of ours."""
+    try:
+        yield
+    except GradbaseError:
+        raise
+    except Exception as error:
+        raise StepError(f"batches() failed: {type(error).__name__}: {_one_line(error)}", *place_of(error)) from error
+
+
+def place_of(error: Exception) -> list[str]:
+    """The innermost line of the traceback; none where there is no traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"at {os.path.abspath(frames[-1].filename)}:{frames[-1].lineno}"] if frames else []
+
+
+def _one_line(error: Exception) -> str:
+    """A loader's worker tells the traceback before the error: the last line says it."""
+    lines = str(error).strip().splitlines()
+    return f"{lines[0]} ... {lines[-1].strip()}" if len(lines) > 1 else "".join(lines)
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 class _own_state:
@@ -185,12 +231,12 @@ class Learner:
         return self._stream.length
 
     def batch(self, number: int) -> Any:
-        """Micro-batch `number`; IndexError after the last."""
+        """Micro-batch `number`; StreamEnded after the last."""
         return self._stream.get(number)
 
     def seek(self, number: int) -> None:
         """Read the stream up to micro-batch `number`, or to its end."""
-        with contextlib.suppress(IndexError):
+        with contextlib.suppress(StreamEnded):
             self._stream.get(number)
 
     def gradient(

@@ -150,6 +150,9 @@ def test_a_stream_that_ends_ends_the_job_with_its_last_whole_step() -> None:
 def test_an_epoch_is_used_to_its_last_batch(consistency: str, steps: int | None) -> None:
     run = Run(_request(consistency, steps=steps, workers=2, build=functools.partial(recipes.build, count=9)))
     assert Counter(report.batch for report in run.reports) == Counter(range(9)) and run.outcome.steps == 5
+    if steps is not None:
+        unsaid = Run(_request(consistency, steps=steps, workers=2, build=_nine_from_a_generator))
+        assert unsaid.outcome.steps == 5 and len(unsaid.reports) == 9
 
 
 def test_batches_that_make_no_whole_step_are_told() -> None:
@@ -158,6 +161,11 @@ def test_batches_that_make_no_whole_step_are_told() -> None:
     assert len(warnings) == 1 and "the last 1 of 9 are left out" in warnings[0]
     LocalEngine(_request(steps=4, workers=2, build=nine), on_warning=warnings.append).run()
     assert len(warnings) == 1
+    generated = functools.partial(_request, workers=2, build=_nine_from_a_generator)
+    outcome = LocalEngine(generated(steps=None), on_warning=warnings.append).run()
+    assert warnings[1:] == warnings[:1] and outcome.left_out == 1, "what only its end shows is told then, once"
+    outcome = LocalEngine(generated(steps=4), on_warning=warnings.append).run()
+    assert len(warnings) == 2 and outcome.left_out == 0, "nobody asked for more"
     with pytest.raises(UsageError, match="batches\\(\\) has 9, and a step takes 10"):
         LocalEngine(_request(steps=None, workers=1, lanes=10, build=nine)).run()
     with pytest.raises(UsageError, match="batches\\(\\) has none"):
@@ -186,6 +194,33 @@ def _nine_from_a_generator() -> Any:
 
 def _nine() -> Any:
     yield from recipes._first(9)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stream_that_fails_is_not_one_that_has_ended(workers: int) -> None:
+    """An IndexError of the recipe's own, above all."""
+    with pytest.raises(StepError, match="batches\\(\\) failed: IndexError: list index out of range"):
+        LocalEngine(_request(steps=None, workers=workers, build=_nine_and_a_mistake)).run()
+    with pytest.raises(UsageError, match="batches\\(\\) returned int"):
+        LocalEngine(_request(steps=2, workers=workers, build=_five)).run()
+
+
+def _five() -> Any:
+    recipe = recipes.build()
+    recipe.batches = lambda: 5
+    return recipe
+
+
+def _nine_and_a_mistake() -> Any:
+    recipe = recipes.build()
+    recipe.batches = _nine_then_a_mistake
+    return recipe
+
+
+def _nine_then_a_mistake() -> Any:
+    batches = recipes._first(9)
+    for number in range(10):
+        yield batches[number]
 
 
 def test_without_a_length_asp_wants_to_be_told_the_steps() -> None:

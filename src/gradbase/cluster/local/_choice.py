@@ -10,7 +10,7 @@ from functools import partial
 
 from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
 from gradbase.cluster.storage import choose_logging
-from gradbase.cluster.worker import Learner
+from gradbase.cluster.worker import Learner, StreamEnded
 from gradbase.store.files import DiskRate
 from gradbase.store.log import SchemeChoice, StepCosts
 from gradbase.store.update import Updater
@@ -50,7 +50,7 @@ def _gradient_us(learner: Learner, memory: LocalMemory) -> float:
 
     try:
         batch = learner.batch(0)
-    except IndexError:
+    except StreamEnded:
         return 1.0  # there is nothing to train on
     gradient()
     return _timed_us(gradient)

@@ -84,6 +84,7 @@ class LocalEngine:
         self._launched: Launcher | None = None
         self._chosen: str | None = None
         self._traffic = Traffic()  # of runs that were gone back with
+        self._length: int | None = None  # of the stream, once the job is known to use it to its end
 
     def run(self) -> Outcome:
         """Train. Raises UsageError or StoreError for what cannot be run, StepError when a worker's recipe fails."""
@@ -165,8 +166,17 @@ class LocalEngine:
         launcher.launch(task, steward, slab, where)
         self._work(steward, learner, memory)
         _take_values(recipe, pages, where)
-        done, traffic = steward.steps_done, self._traffic.plus(launcher.all_traffic)
-        return Outcome(recipe.model, done, self._stop_asked, self._lost_count, slab.nbytes, task.codec, traffic)
+        done, traffic = self._done(steward), self._traffic.plus(launcher.all_traffic)
+        return Outcome(
+            recipe.model,
+            done,
+            self._stop_asked,
+            self._lost_count,
+            slab.nbytes,
+            task.codec,
+            traffic,
+            self._left_out,
+        )
 
     def _task(self, request: Request, recipe: Recipe, launcher: Launcher) -> Task:
         """What workers are to run: how the parameters lie, how they are updated, what gradients go through."""
@@ -200,6 +210,7 @@ class LocalEngine:
             on_report=self._on_report,
             on_lost=lambda worker: self._note_lost(worker, launcher),
             on_plan=self._on_plan,
+            on_end=self._note_end,
             watch=launcher.watch,
         )
 
@@ -249,15 +260,33 @@ class LocalEngine:
     def _steps_of(self, length: int) -> int:
         """bsp: whole steps; else as many as use every batch, the last one in part."""
         lanes = self._request.lane_count
-        whole, rest = divmod(length, lanes)
+        whole = length // lanes
         if length < (lanes if self._request.consistency == "bsp" else 1):
             problem = f"batches() has {length}, and a step takes {lanes}" if length else "batches() has none"
             raise UsageError(problem, "use fewer workers, or more batches, which may be smaller")
         if self._request.consistency != "bsp":
-            return whole + (rest > 0)
-        if rest and (self._request.steps or STEPS_UNKNOWN) > whole:
-            self._on_warning(f"warning: a step takes {lanes} batches: the last {rest} of {length} are left out")
+            return -(-length // lanes)
+        if (self._request.steps or STEPS_UNKNOWN) > whole:
+            self._note_end(length)
         return whole
+
+    def _note_end(self, length: int) -> None:
+        """The job uses the stream to its end. Under bsp batches that make no whole step are left out, which is told."""
+        if self._length is not None:
+            return
+        self._length = length
+        if self._left_out:
+            lanes, rest = self._request.lane_count, self._left_out
+            self._on_warning(f"warning: a step takes {lanes} batches: the last {rest} of {length} are left out")
+
+    @property
+    def _left_out(self) -> int:
+        return (self._length or 0) % self._request.lane_count if self._request.consistency == "bsp" else 0
+
+    def _done(self, steward: Steward) -> int:
+        """The steps of the job. Under ssp and asp numbers beyond the stream's end count as used; they make no step."""
+        limit = STEPS_UNKNOWN if self._length is None else -(-self._length // self._request.lane_count)
+        return min(steward.steps_done, limit)
 
     def _storage(
         self, request: Request, wanted: Manifest, pages: SharedPages, learner: Learner, memory: LocalMemory

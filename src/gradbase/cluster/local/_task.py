@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from gradbase.cluster.codecs import parse_codecs
 from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.servant import serve
-from gradbase.cluster.worker import BatchStream, Learner, Recipe
+from gradbase.cluster.worker import BatchStream, Learner, Recipe, place_of
 from gradbase.common.errors import GradbaseError
 from gradbase.common.malloc import keep_freed_memory
 from gradbase.store.layout import Layout
@@ -58,7 +57,7 @@ class Task:
         except GradbaseError as error:
             channel.send("failed", error.problem, *error.remedies)
         except Exception as error:
-            channel.send("failed", f"a worker failed: {type(error).__name__}: {error}", *_place(error))
+            channel.send("failed", f"a worker failed: {type(error).__name__}: {error}", *place_of(error))
 
 
 def equip(
@@ -68,13 +67,3 @@ def equip(
     memory = LocalMemory(recipe.model, SharedPages(slab, where), where, shared=shared)
     stream = BatchStream(recipe.batches, recipe.random_state, 2 * where.lanes)
     return Learner(recipe, stream, budget), memory
-
-
-def _place(error: Exception) -> list[str]:
-    """The innermost line of the traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return []
-    return [f"at {os.path.abspath(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"]

@@ -18,7 +18,7 @@ from gradbase.cluster.local import Slab, Task, equip
 from gradbase.cluster.ray._beats import Beats
 from gradbase.cluster.ray._remote import PagesGone, RemoteMemory
 from gradbase.cluster.servant import Memory, serve
-from gradbase.cluster.worker import BatchStream, Learner
+from gradbase.cluster.worker import BatchStream, Learner, place_of
 from gradbase.common.errors import GradbaseError, StoreError
 from gradbase.common.malloc import freed_memory_kept
 from gradbase.store.wire import Connection, TimedStream, connect, dial, introduce, keep_watch, parse_address
@@ -89,7 +89,7 @@ class Servant:
             except GradbaseError as error:
                 channel.send("failed", error.problem, *error.remedies)
             except Exception as error:
-                channel.send("failed", f"a worker failed: {type(error).__name__}: {error}")
+                channel.send("failed", f"a worker failed: {type(error).__name__}: {error}", *place_of(error))
         return True
 
     def _equipped(self, number: int, closing: contextlib.ExitStack) -> tuple[Learner, Memory]:

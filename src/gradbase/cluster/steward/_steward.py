@@ -69,8 +69,9 @@ class Steward:
     through lossy codecs, so what a lane pushes depends on what was left out before: a worker that ends takes that with
     it, and ends the run by `ResidualsLost`.
 
-    `spawn` asks for one more servant; it, `watch` (now and then, for every worker), `on_report` and `on_lost` are
-    called on the steward's thread, as is `on_plan`. All other threads use `call`, `stop`, `abort` and `join` alone.
+    `spawn` asks for one more servant; it, `watch` (now and then, for every worker), `on_report`, `on_lost`, `on_plan`
+    and `on_end` (with how many batches there were) are called on the steward's thread. All other threads use `call`,
+    `stop`, `abort` and `join` alone.
     """
 
     def __init__(
@@ -89,10 +90,11 @@ class Steward:
         on_report: Callable[[StepReport], None] = lambda report: None,
         on_lost: Callable[[Worker], None] = lambda worker: None,
         on_plan: Callable[[Worker], None] = lambda worker: None,
+        on_end: Callable[[int], None] = lambda length: None,
     ) -> None:
         self._storage, self._residuals = storage, residuals
         self._spawn, self._watch, self._on_report, self._on_lost = spawn, watch, on_report, on_lost
-        self._on_plan = on_plan
+        self._on_plan, self._on_end = on_plan, on_end
         self._loop = Loop()
         self._crew = Crew(self._loop, expected, self._hear, self.give_up)
         operations = self._operations = Operations(job.shards, copies=copies)
@@ -283,9 +285,10 @@ class Steward:
         self._on_report(StepReport(*place, samples, loss, time_us, worker.staleness_steps))
         self._work.answer(worker, compute)
 
-    def _ended(self, worker: Worker, ticket: int) -> None:
+    def _ended(self, worker: Worker, ticket: int, length: int) -> None:
         """The stream has no such batch. bsp: there is no such step; else it counts as used and changes nothing."""
         compute = worker.computing.pop(ticket)
+        self._on_end(length)
         if self._machines.job.consistency == "bsp":
             self._work.newest_seq = min(self._work.newest_seq, compute.seq - 1)
             self._machines.shorten(compute.seq)

@@ -5,9 +5,10 @@
 
 The model is that of examples/gpt_stdlib.py, smaller. The lanes are computed one after the other in this process; each
 has a `Compressor` with its own residuals and moments, as a worker has, and the server decodes, reduces in lane order
-and applies AdamW page by page. Small tensors (biases, norms) go as they are, as in a job. The loss is the mean over
-held-out batches; every codec sees the same batches from the same parameters, and `loss_ratio` is over the first codec's
-loss with the same steps and seed. `bytes_ratio` is over the whole run, warm-up and headers included.
+and applies AdamW page by page. Small tensors (biases, norms) go as in a job: as they are, or beside topk and onebit as
+int8. The loss is the mean over held-out batches; every codec sees the same batches from the same parameters, and
+`loss_ratio` is over the first codec's loss with the same steps and seed. `bytes_ratio` is over the whole run, warm-up
+and headers included.
 """
 
 from __future__ import annotations

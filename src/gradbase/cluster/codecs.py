@@ -18,6 +18,8 @@ from gradbase.store.layout import Layout, TensorSpec
 from gradbase.store.update import UpdateRule
 
 _NUMEL_MIN = 4096  # smaller tensors go as they are unless they are named: there is little to save, and biases are few
+# Beside what leaves out all but a few hundredths they are few no longer: of a small GPT as many bytes as all the rest.
+_BESIDE_SPARSE = Codec("int8")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Codecs:
         for pattern, codec in self.named:
             if fnmatchcase(spec.name, pattern):
                 return codec
-        return self.everywhere if spec.numel >= _NUMEL_MIN and len(spec.shape) > 1 else Codec()
+        if spec.numel >= _NUMEL_MIN and len(spec.shape) > 1:
+            return self.everywhere
+        return _BESIDE_SPARSE if self.everywhere.leaves_most_out else Codec()
 
 
 def _direction(rule: UpdateRule, tensor: str, lanes: int, together: bool) -> Direction:

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from gradbase.cluster.codecs import parse_codecs
 from gradbase.cluster.job import CodecChoice, Request
 from gradbase.cluster.local import LocalEngine
 from gradbase.cluster.steward import StepReport
 from gradbase.cluster.testing import Result, batches_used
 from gradbase.common.errors import UsageError
 from gradbase.store.files import DiskFiles
+from gradbase.store.layout import lay_out, specs_of_model
 from gradbase.store.machine.history import check
 from gradbase.store.machine.notes import Note
 from gradbase.store.recovery import verify_store
+from gradbase.store.update import rule_of
 from tests.cluster import recipes
 from tests.cluster.killing import killed_and_resumed
 
@@ -34,6 +38,20 @@ def test_every_codec_gives_the_bits_of_one_process_with_error_feedback(codec: st
     reason = f"as asked for{of}"
     assert choices == [CodecChoice(f"{codec},*={codec}", reason)] and outcome.codec == choices[0].codec
     assert outcome.traffic == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "small"),
+    [("topk:0.01", "int8"), ("onebit", "int8"), ("int8", None), ("none", None), ("topk:0.01,0.*=none", None)],
+)
+def test_small_tensors_are_rounded_only_beside_what_leaves_most_out(given: str, small: str | None) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(128, 64), torch.nn.BatchNorm1d(64))
+    rule = rule_of(torch.optim.AdamW(model.parameters()), model)
+    layout = lay_out(specs_of_model(model), 1)
+    chosen = parse_codecs(given).of_pages(layout, parse_codecs(given).directing(layout, rule))
+    names = {layout.tensors[page.tensor].name: str(chosen.get(page.number)) for page in layout.pages}
+    assert names["0.bias"] == str(small) and names["1.running_mean"] == "None"
+    assert names["0.weight"] == ("None" if "none" in given else given)
 
 
 def test_over_shared_memory_nothing_is_encoded_unless_it_is_asked_for() -> None:

@@ -51,9 +51,14 @@ class Codec:
         return self.name != "none"
 
     @property
+    def leaves_most_out(self) -> bool:
+        """Whether most of a gradient waits for later messages, as opposed to being rounded."""
+        return self.name in WARMUP_STEPS
+
+    @property
     def directs(self) -> bool:
         """Whether it leaves out so much that, under Adam, it has to be of directions."""
-        return self.name in WARMUP_STEPS and not self.gradients
+        return self.leaves_most_out and not self.gradients
 
     @property
     def _warmup_steps(self) -> int:

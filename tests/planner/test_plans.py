@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -106,6 +108,21 @@ def test_weights_rest_in_the_page_file_when_memory_is_short() -> None:
     fetched = [physical.lives[i.life].storage for i in physical.instructions if isinstance(i, PageIn)]
     weights = [s.id for s in logical.storages if s.kind == "parameter" and s.id in physical.spilled]
     assert weights and max(map(fetched.count, weights)) >= 2  # once for the forward pass, once for the backward pass
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_least_memory_does_not_depend_on_the_tiers_speed(seed: int) -> None:
+    """With a slow tier there is no time between a weight's uses, and packing long transfers wastes memory: whoever asks
+    for the least waits instead."""
+    logical, costs = net(20, FAST_TIER, seed=seed, states=2, weights=64)
+    fast = replace(FAST_TIER, read_bytes_per_us=1e9, write_bytes_per_us=1e9, latency_us=0.0)
+    slow = replace(FAST_TIER, read_bytes_per_us=1.0, write_bytes_per_us=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(problem, "_LEAST_PARAMETER_BYTES", 4096)
+        at_once, _ = least_bytes(logical, replace(costs, tier=fast))
+        waiting, _ = least_bytes(logical, replace(costs, tier=slow))
+        check(logical, replace(costs, tier=slow), plan(logical, replace(costs, tier=slow), waiting))
+    assert waiting <= 1.02 * at_once
 
 
 @pytest.mark.parametrize("off", [*NAMES, "all"])

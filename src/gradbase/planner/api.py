@@ -48,7 +48,7 @@ def plan(
     started = time.perf_counter()
     session = _Session(logical, costs, rules, on_progress)
     candidate = session.find(budget_bytes, effort_s)
-    bound = lower_bound_us(session.problem, budget_bytes)
+    bound = lower_bound_us(candidate.problem, budget_bytes)
     return session.emit(candidate, budget_bytes, bound, time.perf_counter() - started)
 
 
@@ -102,25 +102,28 @@ class _Session:
     ) -> None:
         self.rules = chosen_rules(rules)
         self.tell = on_progress or (lambda message: None)
-        names = {rule.name for rule in self.rules}
-        order = list(range(len(logical.operators)))
+        self.logical, self.costs = logical, costs
+        self.order = list(range(len(logical.operators)))
         for rule in self.rules:
             if rule.reorders is not None:
                 self.tell(f"rule {rule.name}")
-                order = rule.reorders(logical, order)
-        self.problem: Problem = build_problem(
-            logical, costs, order,
-            inplace="inplace" in names, recompute="recompute" in names, page="page" in names, spill="spill" in names,
-        )
+                self.order = rule.reorders(logical, self.order)
+        self.problem = self.new_problem()
         self.least_candidate: Candidate | None = None
+
+    def new_problem(self, waiting: bool = False) -> Problem:
+        names = {rule.name for rule in self.rules}
+        allowed = {name: name in names for name in ("inplace", "recompute", "page", "spill")}
+        return build_problem(self.logical, self.costs, self.order, **allowed, waiting=waiting)
 
     def effort(self, effort_s: float) -> Effort:
         return Effort.of_seconds(effort_s * max(1.0, self.problem.end / 1000))
 
-    def new_search(self, budget_bytes: int, effort_s: float) -> Search:
+    def new_search(self, budget_bytes: int, effort_s: float, problem: Problem | None = None) -> Search:
         self.tell(f"searching a plan for {format_bytes(budget_bytes)}")
-        capacity, bound = self.problem.capacity_bytes(budget_bytes), lower_bound_us(self.problem, budget_bytes)
-        return Search(self.problem, capacity, self.effort(effort_s), bound)
+        problem = problem or self.problem
+        capacity, bound = problem.capacity_bytes(budget_bytes), lower_bound_us(problem, budget_bytes)
+        return Search(problem, capacity, self.effort(effort_s), bound)
 
     def find(self, budget_bytes: int | None, effort_s: float) -> Candidate:
         """A candidate within the budget. Raises InfeasibleError."""
@@ -131,13 +134,17 @@ class _Session:
             least, operator = self.least(effort_s)
             if self.least_candidate is None or least > budget_bytes:
                 raise self.infeasible(budget_bytes, least, operator)
-            best = self.new_search(budget_bytes, effort_s).improve(self.least_candidate)
+            best = self.new_search(budget_bytes, effort_s, self.least_candidate.problem).improve(self.least_candidate)
         return best
 
     def least(self, effort_s: float) -> tuple[int, int]:
         if self.least_candidate is None:
             self.tell("searching the least memory")
-            self.least_candidate = Search(self.problem, 0, self.effort(effort_s)).shrink()
+            problems, waiting = [self.problem], self.new_problem(waiting=True)
+            if len(waiting.gaps) > len(self.problem.gaps):
+                problems.append(waiting)
+            found = [Search(problem, 0, self.effort(effort_s)).shrink() for problem in problems]
+            self.least_candidate = min(found, key=lambda candidate: candidate.total_bytes)
         candidate = self.least_candidate
         return self.total_bytes(candidate), self.problem.order[self.peak_position(candidate)]
 
@@ -161,7 +168,7 @@ class _Session:
         self, candidate: Candidate, budget_bytes: int | None, bound_us: float, planning_s: float
     ) -> PhysicalPlan:
         return physical_plan(
-            self.problem,
+            candidate.problem,
             candidate,
             budget_bytes=budget_bytes,
             unlimited_time_us=self.problem.total_us,

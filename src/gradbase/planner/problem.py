@@ -123,9 +123,19 @@ def safe_until(problem: Problem) -> list[int]:
 
 
 def build_problem(
-    logical: LogicalPlan, costs: Costs, order: list[int], *, inplace: bool, recompute: bool, page: bool, spill: bool
+    logical: LogicalPlan,
+    costs: Costs,
+    order: list[int],
+    *,
+    inplace: bool,
+    recompute: bool,
+    page: bool,
+    spill: bool,
+    waiting: bool = False,
 ) -> Problem:
-    """Index a logical plan for the search. The last four switch off what a plan may use."""
+    """Index a logical plan for the search. `inplace` to `spill` say what a plan may use; with `waiting`, what rests in
+    the page file leaves between uses where the step has to wait for it: that takes the least memory, and much time.
+    """
     position = [0] * len(order)
     for index, operator in enumerate(order):
         position[operator] = index
@@ -152,7 +162,7 @@ def build_problem(
     )
     _add_gaps(problem, page)
     if spill and problem.tier is not None:
-        _add_spills(problem)
+        _add_spills(problem, waiting)
     problem.resident_bytes = sum(s.nbytes for s in logical.storages if s.external and s.id not in problem.spill_of)
     return problem
 
@@ -248,13 +258,13 @@ class _DeadChain:
         return total
 
 
-def _add_spills(problem: Problem) -> None:
+def _add_spills(problem: Problem, waiting: bool) -> None:
     start_us = [0.0]
     for operator in problem.order:
         start_us.append(start_us[-1] + problem.time_us[operator])
     for storage in problem.logical.storages:
         if _may_rest(problem, storage):
-            _add_spill(problem, storage.id, start_us)
+            _add_spill(problem, storage.id, start_us, waiting)
     problem.visitors = [
         tuple(dict.fromkeys(s for s in (*o.reads, *o.mutates) if s in problem.spill_of))
         for o in problem.logical.operators
@@ -272,11 +282,11 @@ def _may_rest(problem: Problem, storage: Storage) -> bool:
     return storage.kind == "parameter" and used and storage.nbytes >= _LEAST_PARAMETER_BYTES
 
 
-def _add_spill(problem: Problem, storage: int, start_us: list[float]) -> None:
+def _add_spill(problem: Problem, storage: int, start_us: list[float], waiting: bool) -> None:
     tier, nbytes = problem.tier, problem.nbytes[storage]
     assert tier is not None
     in_us = transfer_us(tier, nbytes, "in")
-    visits = _visits(problem, storage, start_us, in_us)
+    visits = _visits(problem.uses[storage], start_us, 0.0 if waiting else 2 * in_us)
     first = len(problem.gaps)
     for (begin, end), (following, _) in zip(visits, [*visits[1:], visits[0]], strict=True):
         changed = any(begin <= position <= end for position in problem.mutations[storage])
@@ -288,11 +298,12 @@ def _add_spill(problem: Problem, storage: int, start_us: list[float]) -> None:
     problem.spill_of[storage] = tuple(range(first, len(problem.gaps)))
 
 
-def _visits(problem: Problem, storage: int, start_us: list[float], in_us: float) -> list[tuple[int, int]]:
-    """Uses are one visit where the step has not the time between them to fetch the storage again."""
+def _visits(uses: list[int], start_us: list[float], least_us: float) -> list[tuple[int, int]]:
+    """Uses are one visit where there is nothing between them, or less time than it takes to fetch the storage again."""
     visits: list[tuple[int, int]] = []
-    for position in problem.uses[storage]:
-        if visits and start_us[position] - start_us[visits[-1][1] + 1] < 2 * in_us:
+    for position in uses:
+        following = visits[-1][1] + 1 if visits else -1
+        if visits and (position == following or start_us[position] - start_us[following] < least_us):
             visits[-1] = (visits[-1][0], position)
         else:
             visits.append((position, position))

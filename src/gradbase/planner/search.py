@@ -48,6 +48,7 @@ _NO_LIMIT = 1 << 62
 # By how much more than packing wasted the target is lowered, as a part of the arena.
 _PACK_MARGINS = (0.0, 0.001, 0.003, 0.01, 0.02, 0.0)
 _TAKE_BACK_ROUNDS = 8
+_STRETCHES = 32  # of the step, in each of which transfers overlap with computing or do not
 # The neighbourhood search ends after this many runs simulated, or tries in a row that bring nothing: its length does
 # not depend on the clock.
 _NEIGHBOUR_RUNS = 120_000
@@ -63,6 +64,7 @@ _CHAIN_PARTS = (15, 50, 200)
 class Candidate:
     """A choice, its simulation and its addresses. `total_bytes` counts what could be spilled and is not."""
 
+    problem: Problem
     choice: Choice
     timeline: Timeline
     unspilled_bytes: int
@@ -180,8 +182,8 @@ class Search:
 
     def shrink(self) -> Candidate:
         """The candidate with the least bytes found, between what no plan can do without and the first one found."""
-        low = float(self.floor().max())
-        self.note(self.repair(self.first_choice(low), low))
+        low = floor = float(self.floor().max())
+        self.note_tightly(self.repair(self.first_choice(low), low), low)
         assert self.least is not None
         for _ in range(_SHRINK_ROUNDS):
             high = float(self.least.total_bytes)
@@ -190,16 +192,57 @@ class Search:
             target = (low + high) / 2
             draft = self.repair(self.first_choice(target), target)
             if target + draft.worst < high:  # else no packing can make it the least
-                self.note(draft)
+                self.note_tightly(draft, target)
             if self.least.total_bytes > target:
                 low = target
+        if self.least.total_bytes > floor * (1 + _CLOSE_ENOUGH):
+            self.note(self.build(self.without_overlap(self.all_away()), floor))
         return self.least
+
+    def all_away(self) -> Choice:
+        """Page whatever can be paged, however long that takes, and recompute what else can be."""
+        choice = self.recompute_all()
+        for gap in self.problem.gaps:
+            if self.page_us[gap.id] < INFINITE_US:
+                choice.action[gap.id] = PAGE
+        return choice
+
+    def note_tightly(self, draft: Draft, target: float) -> None:
+        """Note a draft; where packing it wastes memory, also with lives as short as can be, which fit each other."""
+        candidate = self.note(draft)
+        if candidate.arena_bytes > draft.timeline.arena_bytes:
+            self.note(self.build(self.without_overlap(draft.choice), target))
+
+    def without_overlap(self, choice: Choice) -> Choice:
+        """Every page-out is over before the next operator, every page-in starts when its reader is due."""
+        hard = choice.copy()
+        for gap in self.problem.gaps:
+            if hard.action[gap.id] == PAGE:
+                hard.early_in[gap.id], hard.hard_out[gap.id] = gap.before, gap.after + 1
+        return hard
 
     def improve(self, candidate: Candidate) -> Candidate:
         """The fastest of a candidate that fits and its neighbours."""
         self.best = candidate
+        self.overlap_again()
         self.neighbours()
         return self.best
+
+    def overlap_again(self) -> None:
+        """Let transfers overlap with computing again, stretch by stretch of the step, where there is room for that."""
+        for stretch in range(_STRETCHES):
+            if self.best is None or self.effort.spent:
+                break
+            low, high = (self.problem.end * end // _STRETCHES for end in (stretch, stretch + 1))
+            choice = self.best.choice.copy()
+            for gap in self.problem.gaps:
+                if low <= gap.before < high:
+                    choice.early_in.pop(gap.id, None)
+                if low <= gap.after < high:
+                    choice.hard_out.pop(gap.id, None)
+            draft = self.build(choice, float(self.capacity))
+            if draft.fits and draft.timeline.time_us < self.best.time_us:
+                self.note(draft, thorough=False)
 
     def floor(self) -> Floats:
         """Bytes live at each position when every gap is given up."""
@@ -217,7 +260,7 @@ class Search:
     def packed(self, draft: Draft, thorough: bool = True) -> Candidate:
         state = self.unspilled(draft.choice)
         offsets, arena = pack_timeline(self.problem, draft.timeline, self.capacity - state, thorough)
-        return Candidate(draft.choice.copy(), draft.timeline, state, offsets, arena)
+        return Candidate(self.problem, draft.choice.copy(), draft.timeline, state, offsets, arena)
 
     def keep_everything(self) -> Candidate:
         """The candidate that gives up nothing."""

@@ -1,4 +1,4 @@
-"""`python docs/rerun.py FILE.md`: run the commands that a page shows, and put what they print where it says so.
+"""`python docs/rerun.py FILE.md ...`: run the commands that pages show, and put what they print where they say so.
 
 A command stands in a block marked `console`, behind "$ ", its further lines behind "> "; what follows up to the next
 one is its output, standard error included. All commands of a page run one after the other, in one folder that is new
@@ -8,6 +8,7 @@ said in its block's mark, as in ```console status=2, is left as it was.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -64,7 +65,13 @@ def rerun(page: str, folder: Path) -> str:
 
 
 def main() -> None:
-    path = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="+", type=Path, metavar="FILE.md")
+    for path in parser.parse_args().pages:
+        run_page(path)
+
+
+def run_page(path: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for each in ("bin", "work"):

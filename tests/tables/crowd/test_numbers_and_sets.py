@@ -149,3 +149,27 @@ def test_a_tag_left_out_is_a_no() -> None:
     claims = Claims.from_sets([1, 1, 2], ["a", "b", "a"], [["x", "y"], ["x"], []])
     assert claims.classes.tolist() == ["x", "y"] and len(claims) == 6
     assert infer(claims).value[:, 0].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("power", [-1040, -600, -30, 30, 500, 1015])
+def test_the_unit_of_all_numbers_does_not_matter(power: int) -> None:
+    """By powers of two no bit of a number changes, but that the smallest have few; squares are out of range."""
+    claims, _ = measured(2, 8.0)
+    other = Claims.from_columns(claims.item, claims.worker, np.ldexp(claims.label, power), kind="numbers")
+    one, two = infer(claims), infer(other)
+    rough = {"rtol": 1e-7 if power < -1000 else 0.0}
+    np.testing.assert_allclose(np.ldexp(two.value, -power), one.value, **rough)
+    np.testing.assert_allclose(np.ldexp(two.interval, -power), one.interval, **rough)
+    np.testing.assert_allclose(np.ldexp(two.workers.bias, -power), one.workers.bias, **rough)
+    np.testing.assert_allclose(two.workers.quality, one.workers.quality, **rough)
+    np.testing.assert_array_equal(next_labels(two, 5).item, next_labels(one, 5).item)
+
+
+def test_one_number_out_of_all_proportion_moves_no_other() -> None:
+    claims, _ = measured(3, 0.0)
+    label = claims.label.copy()
+    label[0] = 1e300
+    result = infer(Claims.from_columns(claims.item, claims.worker, label, kind="numbers"))
+    mean = np.bincount(claims.item, claims.label) / np.bincount(claims.item)
+    assert np.isfinite(result.value).all() and np.isfinite(result.interval).all()
+    assert np.abs(result.value - mean)[np.arange(150) != claims.item[0]].max() < 10

@@ -86,3 +86,76 @@ def test_where_no_item_has_two_claims_they_may_be_off_as_far_as_numbers_are_apar
     claims = Claims.from_columns([*range(60)], ["x"] * 60, ["a", "b"] * 30, said.tolist())
     truths = infer(claims, attributes=MEASURED).truths
     np.testing.assert_allclose((truths["high"] - truths["low"]) / 2, 1.645 * said.std(), rtol=0.25)
+
+
+def said_in(unit: float) -> tuple[Claims, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Claims of a small world in another unit, their truths and sources."""
+    world, _, _ = readings(items=40, seed=7)
+    world.rows = [(o, a, s, value * unit, t) for o, a, s, value, t in world.rows]
+    result = infer(world.claims(), attributes=MEASURED)
+    return world.claims(), result.truths, result.sources
+
+
+@pytest.mark.parametrize("unit", [1e-312, 1e-200, 1e-9, 1e9, 1e160, 1e306])
+def test_the_unit_of_all_numbers_does_not_matter(unit: float) -> None:
+    """Squares of the largest and the smallest are out of range; of millions, what they differ by is not."""
+    (_, one, sources), (_, other, others) = said_in(1.0), said_in(unit)
+    for name in ("value", "low", "high", "runner_up"):
+        there = np.array(other[name], dtype=np.float64) / unit
+        np.testing.assert_allclose(there, np.array(one[name], dtype=np.float64), rtol=0.01, atol=0.3)
+    np.testing.assert_allclose(others["quality"], sources["quality"], rtol=0.05)
+
+
+@pytest.mark.parametrize("number", [1e50, 1e300])
+def test_one_number_out_of_all_proportion_moves_no_other(number: float) -> None:
+    world, _, _ = readings(items=40, seed=8)
+    without = infer(world.claims(), attributes=MEASURED)
+    world.say("o0", "s0", number) if world.rows[0][2] != "s0" else world.say("o0", "s1", number)
+    having = infer(world.claims(), attributes=MEASURED)
+    assert having.unread == ({"x": 1} if number == 1e300 else {})
+    of = [dict(zip(result.truths["object"], result.truths["value"], strict=True)) for result in (without, having)]
+    assert max(abs(of[0][item] - of[1][item]) for item in of[0]) < 1.0
+
+
+def truth_of(world: World, item: str) -> dict[str, float]:
+    claims = world.claims()
+    truths = infer(claims, attributes=MEASURED).truths
+    row = [claims.object_names[code] for code in truths["object"]].index(item)
+    return {name: float(truths[name][row]) for name in ("value", "low", "high")}
+
+
+def test_of_claims_that_are_all_far_off_the_likeliest_is_kept() -> None:
+    world, _, _ = readings(items=40, seed=9)
+    world.say("two", "s0", 48.0)
+    world.say("two", "s1", 4.8e6)
+    assert truth_of(world, "two")["value"] == pytest.approx(48.0, rel=0.05)
+    world.say("far", "s0", 5e6)
+    world.say("far", "s1", 6e6)
+    assert truth_of(world, "far")["value"] == pytest.approx(5e6, rel=0.01)
+
+
+def test_claims_of_no_confidence_say_where_the_truth_is_and_hardly_more() -> None:
+    world, _, _ = readings(items=40, seed=10)
+    columns = list(zip(*world.rows, strict=True))
+    item = columns[0][0]
+    mine = np.array([value for name, *_, value, _ in world.rows if name == item], dtype=np.float64)
+    confidence = [0.0 if name == item else 1.0 for name in columns[0]]
+    claims = Claims.from_columns(*columns[:4], confidence=confidence)
+    truths = infer(claims, attributes=MEASURED).truths
+    row = [claims.object_names[code] for code in truths["object"]].index(item)
+    width = truths["high"] - truths["low"]
+    assert mine.min() <= truths["value"][row] <= mine.max()
+    assert width[row] > 100 * np.median(width)
+
+
+def test_one_number_alone_has_no_interval() -> None:
+    truths = infer(World([("o", "x", "a", 5.0, np.nan)], {}).claims(), attributes=MEASURED).truths
+    assert truths["value"].tolist() == [5.0] and np.isnan(truths["low"]).all() and np.isnan(truths["high"]).all()
+
+
+@pytest.mark.parametrize("number", [5e-324, 3.25, 1.5e308])
+def test_sources_that_all_say_one_number_are_right(number: float) -> None:
+    rows = [(f"o{i}", "x", f"s{s}", number, np.nan) for i in range(20) for s in range(4)]
+    result = infer(World(rows, {}).claims(), attributes=MEASURED)
+    np.testing.assert_allclose(result.truths["value"].astype(np.float64), number, rtol=1e-12)
+    assert (result.sources["quality"] > 0.99).all()

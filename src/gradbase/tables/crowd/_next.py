@@ -45,7 +45,13 @@ def next_labels(result: Result, k: int) -> Purchases:
     gains = gain(best, min(DEPTH_MAX, k))
     item, flat = np.repeat(best, gains.shape[1]), gains.reshape(-1)
     order = np.argsort(-flat, kind="stable")[:k]
-    return Purchases(item[order], flat[order])
+    with np.errstate(over="ignore"):  # a variance may be past the largest number; the order is not
+        return Purchases(item[order], np.ldexp(flat[order], 2 * _exponent(result)))
+
+
+def _exponent(result: Result) -> int:
+    """Numbers are looked at by this power of two, in which the squares of the largest and the smallest are in range."""
+    return int(np.frexp(result.workers.deviation.max(initial=0.0))[1]) if result.claims.kind == "numbers" else 0
 
 
 def _gain_of(result: Result) -> Gain:
@@ -129,11 +135,14 @@ def _entropy(shares: Floats) -> Floats:
 
 
 def _variance_taken(result: Result, items: NDArray[np.intp], depth: int) -> Floats:
-    """float64[items, depth]: the truth's variance less what it is after the first, second, ... further claim."""
+    """float64[items, depth]: the truth's variance, in units of 4**_exponent, less what it is after the first, second
+    and further claims."""
     assert result.interval is not None and result.workers.deviation is not None
     workers = result.workers
-    typical = float((workers.deviation**2 * workers.claims).sum() / max(workers.claims.sum(), 1))
-    half = (result.interval[items, 1] - result.interval[items, 0]) / 2 / standard_errors()
+    exponent = -_exponent(result)
+    deviation, interval = np.ldexp(workers.deviation, exponent), np.ldexp(result.interval[items], exponent)
+    typical = float((deviation**2 * workers.claims).sum() / max(workers.claims.sum(), 1))
+    half = (interval[:, 1] - interval[:, 0]) / 2 / standard_errors()
     variance = np.where(np.isnan(half), 4.0 * typical / (1.0 + result.claim_count[items]), half**2)
     claims = typical / np.maximum(variance, 1e-300)
     steps = claims[:, None] + np.arange(depth + 1)

@@ -5,10 +5,14 @@ Variances of workers are drawn to the crowd's; where no item has two claims, the
 Biases are *gated*: they are kept only where they make a worker's number, predicted from the other workers' alone and
 from the worker's other numbers, better by a tenth; below that they rather follow which items a worker got.
 Intervals are `_spread`'s.
+
+Numbers are taken by a power of two that brings the widest difference between them near one: no bit of them changes, and
+squares of the largest and the smallest numbers stay in range.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +32,8 @@ ROUNDS = 50
 
 @dataclass(frozen=True)
 class _Rows:
-    """Distinct claims; `share` float64[n] is 1 / answers where a worker gave an item several."""
+    """Distinct claims, `value` in units of 2**exponent; `share` float64[n] is 1 / answers where a worker gave an item
+    several."""
 
     item: Tensor
     worker: Tensor
@@ -36,6 +41,11 @@ class _Rows:
     share: Tensor
     n_items: int
     n_workers: int
+    exponent: int
+
+    def unscaled(self, amounts: Floats) -> Floats:
+        """Of numbers in the claims' own unit, those that they stand for."""
+        return np.ldexp(amounts, self.exponent)
 
     def by_item(self, values: Tensor) -> Tensor:
         return torch.zeros(self.n_items, dtype=torch.float64).index_add_(0, self.item, values * self.share)
@@ -68,7 +78,7 @@ def numbers(claims: Claims) -> Result:
     half = np.where(told, half_widths(best.precision.numpy(), squares.numpy(), claimed), np.nan)
     return Result(
         claims=claims,
-        value=truth,
+        value=rows.unscaled(truth),
         probability=np.where(told, 0.9, 0.0),
         runner_up=np.full(rows.n_items, NONE),
         runner_up_probability=np.zeros(rows.n_items),
@@ -77,7 +87,7 @@ def numbers(claims: Claims) -> Result:
         workers=_workers(rows, best),
         explain=_explanation(rows, best),
         state=State(claims, {}, len(claims)),
-        interval=np.stack([truth - half, truth + half], 1),
+        interval=rows.unscaled(np.stack([truth - half, truth + half], 1)),
     )
 
 
@@ -87,7 +97,15 @@ def _rows(claims: Claims) -> _Rows:
     pairs, inverse, answers = np.unique(distinct[:, :2], axis=0, return_inverse=True, return_counts=True)
     item, worker = (torch.from_numpy(distinct[:, column].astype(np.int64)) for column in (0, 1))
     share = torch.from_numpy(1.0 / answers[inverse.reshape(-1)])
-    return _Rows(item, worker, torch.from_numpy(distinct[:, 2].copy()), share, len(claims.items), len(claims.workers))
+    exponent = _exponent(distinct[:, 2])
+    value = torch.from_numpy(np.ldexp(distinct[:, 2], -exponent))
+    return _Rows(item, worker, value, share, len(claims.items), len(claims.workers), exponent)
+
+
+def _exponent(value: Floats) -> int:
+    """Of the power of two above half of the widest difference, or above the number if there is but one."""
+    low, high = float(value.min(initial=np.inf)), float(value.max(initial=-np.inf))
+    return math.frexp(high / 2 - low / 2 or high)[1]
 
 
 def _estimate(rows: _Rows, biased: bool) -> _Estimate:
@@ -166,13 +184,14 @@ def _workers(rows: _Rows, best: _Estimate) -> Workers:
         return 1.0 / (1.0 + of / spread)
 
     low, high = quality(error * factor), quality(error / factor)
-    return Workers(quality(error), low, high, counts, None, best.bias.numpy(), best.variance.sqrt().numpy())
+    bias, deviation = (rows.unscaled(of.numpy()) for of in (best.bias, best.variance.sqrt()))
+    return Workers(quality(error), low, high, counts, None, bias, deviation)
 
 
 def _explanation(rows: _Rows, best: _Estimate) -> Callable[[], Why]:
     def explain() -> Why:
         weight = rows.share / best.variance[rows.worker] / best.precision[rows.item]
         reason = np.full(len(rows.value), "claim", dtype=object)
-        return Why(rows.item.numpy(), rows.worker.numpy(), rows.value.numpy(), reason, weight.numpy())
+        return Why(rows.item.numpy(), rows.worker.numpy(), rows.unscaled(rows.value.numpy()), reason, weight.numpy())
 
     return explain

@@ -59,7 +59,7 @@ def read_options(
 def kind_of(options: AttributeOptions) -> Kind:
     """The registered kind, with the attribute's own functions in it."""
     kind = kind_named(options.kind)
-    return replace(kind, whole=options.normalise, similarity=options.similarity or kind.similarity)
+    return replace(kind, whole=options.normalise or kind.whole, similarity=options.similarity or kind.similarity)
 
 
 def _settled(claims: Claims, rows: Ints, options: AttributeOptions, hierarchy: Hierarchy | None) -> AttributeOptions:

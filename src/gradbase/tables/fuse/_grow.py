@@ -15,7 +15,6 @@ import numpy as np
 
 from gradbase.common.errors import UsageError
 from gradbase.tables.fuse._discrete import Model, claim_counts
-from gradbase.tables.fuse._measured import Estimate
 from gradbase.tables.fuse._problem import Keys, Problem
 from gradbase.tables.fuse._relations import RELATIONS
 from gradbase.tables.fuse._types import Claims, Floats, Ints, Objects, Statistics, Table
@@ -161,12 +160,12 @@ def known_values(claims: Claims, problem: Problem, score: Floats, counted: Ints)
     return _value_rows(claims, problem, item, problem.value, score, np.full(len(item), np.nan), counted)
 
 
-def measured_values(claims: Claims, problem: Problem, found: Estimate, counted: Ints) -> Table:
-    """A row for every item."""
+def measured_values(claims: Claims, problem: Problem, truth: Floats, error: Floats, counted: Ints) -> Table:
+    """A row for every item; `truth` and its standard `error` (items,)."""
     value = np.empty(problem.items, dtype=np.object_)
-    value[:] = found.truth.tolist()
+    value[:] = truth.tolist()
     item = np.arange(problem.items)
-    return _value_rows(claims, problem, item, value, np.full(len(item), np.nan), found.error, counted)
+    return _value_rows(claims, problem, item, value, np.full(len(item), np.nan), error, counted)
 
 
 def _value_rows(

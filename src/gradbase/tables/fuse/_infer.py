@@ -152,16 +152,18 @@ def _add_measured(parts: _Parts, task: _Task, attribute: int) -> None:
     if not problem.claims:
         return
     value = np.array(problem.key[problem.candidate], dtype=np.float64)
-    data = measured.Measurements(value, problem.item, problem.source, problem.weight, problem.items, problem.sources)
+    sizes = problem.items, problem.sources
+    data = measured.Measurements(value, problem.item, problem.source, problem.weight, *sizes).scaled
     found = measured.estimate(data, (problem.draw + config.seed * _GOLDEN) % 1.0, config.iterations_max)
     before = grow.known_measures(task.earlier, task.keys, problem)
-    found = measured.combined(found, before.truth, before.error)
+    found = measured.combined(found, *(np.ldexp(known, -data.exponent) for known in (before.truth, before.error)))
     counted = problem.per_item() + before.count
     parts.truths.append(tables.measured_truths(problem, found, data, config.level, counted))
     parts.sources.append(tables.measured_sources(problem, found, data, attribute, config.level))
     parts.why.append(lambda: tables.measured_why(problem, found, data))
     parts.gates.append(tables.gates(found.gates))
-    parts.statistics.append(lambda: Statistics(grow.measured_values(task.claims, problem, found, counted), {}))
+    told = data.unscaled(found.truth), data.unscaled(found.error)
+    parts.statistics.append(lambda: Statistics(grow.measured_values(task.claims, problem, *told, counted), {}))
 
 
 def _add_set(parts: _Parts, task: _Task, attribute: int) -> None:

@@ -92,6 +92,7 @@ def text_key(value: Any) -> str:
 
 # -- numbers
 
+BEYOND_MEASURE = 1e60  # times the median of an attribute's different numbers: a slip that would drown them all
 _NUMBER = re.compile(r"[-+]?(\d[\d,' ]*\d|\d)?(\.\d*)?([eE][-+]?\d+)?%?")
 
 
@@ -104,9 +105,17 @@ def to_number(value: Any) -> float | None:
         value = re.sub(r"[,' %]", "", text)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def measure_keys(values: Sequence[Any]) -> list[float | None]:
+    """The numbers; None also for those beside which all others would be nothing."""
+    numbers = [None if is_missing(value) else to_number(value) for value in values]
+    sizes = sorted(abs(number) for number in numbers if number)
+    largest = sizes[(len(sizes) - 1) // 2] * BEYOND_MEASURE if sizes else 0.0
+    return [None if number is None or abs(number) > largest > 0 else number for number in numbers]
 
 
 def number_key(value: Any) -> Any:
@@ -212,7 +221,7 @@ def names_resemble(one: str, other: str) -> float:
 
 register_kind("categorical", text_key)
 register_kind("number", number_key, similarity=numbers_resemble, near=0.99)
-register_kind("measure", to_number)
+_KINDS["measure"] = Kind("measure", to_number, whole=measure_keys)
 register_kind("date", date_key, similarity=dates_resemble, vaguer=date_vaguer)
 register_kind("name", name_key, similarity=names_resemble, vaguer=name_vaguer, near=0.92)
 register_kind("author set", author_key, similarity=authors_resemble, vaguer=authors_vaguer, near=0.0)

@@ -10,6 +10,9 @@ Bias and scale are kept where they predict held-out claims better. Two ways then
 each claim back through its scale; the other lets the scale only say how much a claim is worth, which is the safer one
 when a low scale is a habit of answering "nothing" and no unit. Their mean is taken, unless held-out claims clearly
 speak for the first. Units (a source in thousands) and gross errors (a digit too many) are found before.
+
+Numbers are taken by a power of two that makes what claims of an item typically differ by about one: no bit of them
+changes, squares of the largest and the smallest numbers stay in range, and small constants mean the same for all units.
 """
 
 from __future__ import annotations
@@ -34,11 +37,15 @@ _CLEARLY = 0.02  # nats per held-out claim
 _HELD_SHARE = 0.2
 _FOLDS = 3
 _GATED_MIN = 50  # claims
+_SIGNAL_MIN = 1e-6  # variance of truths: where all numbers are one, sources that say it are right
+_FINEST = 2.0**-250  # of the largest number: smaller differences are not looked at, so that fourth powers stay in range
+_UNHEARD = 1e-6  # weight of claims without any, where an item has no others
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Claims of one attribute: (claims,) each. `item` and `source` are codes below `items` and `sources`."""
+    """Claims of one attribute: (claims,) each, `value` in units of 2**exponent. `item` and `source` are codes below
+    `items` and `sources`."""
 
     value: Floats
     item: Ints
@@ -46,6 +53,24 @@ class Measurements:
     weight: Floats
     items: int
     sources: int
+    exponent: int = 0
+
+    @property
+    def scaled(self) -> Measurements:
+        """The same claims, typically about one apart."""
+        largest = _exponent(np.abs(self.value).max(initial=0.0))
+        apart = max(_typical(replace(self, value=np.ldexp(self.value, -largest))), _FINEST)
+        exponent = largest + _exponent(apart)
+        return replace(self, value=np.ldexp(self.value, -exponent), exponent=self.exponent + exponent)
+
+    def unscaled(self, amounts: Floats) -> Floats:
+        """Of numbers in the claims' own unit, those that they stand for."""
+        return np.ldexp(amounts, self.exponent)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether anything says how far claims may be off: two of an item, or two different ones."""
+        return bool((np.bincount(self.item, minlength=1) > 1).any()) or bool(np.ptp(self.value) > 0)
 
     def by_item(self, amounts: Floats) -> Floats:
         return np.bincount(self.item, amounts, self.items)
@@ -77,8 +102,9 @@ class Fit:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What was found. `share` (claims,): how much of its item's truth each claim is; `corrected` (claims,) the claims
-    in the truth's unit; (items,) `truth`, its standard `error`, and what earlier claims had to do with it."""
+    """What was found, in the unit of the measurements. `share` (claims,): how much of its item's truth each claim is;
+    `corrected` (claims,) the claims read as truths; (items,) `truth`, its standard `error`, and what earlier claims had
+    to do with it."""
 
     truth: Floats
     error: Floats
@@ -101,7 +127,7 @@ def estimate(data: Measurements, draw: Floats, iterations_max: int) -> Estimate:
     """Truths of all items. `draw` (claims,) in [0, 1) chooses the held-out claims."""
     units = _units(data)
     data = replace(data, value=data.value / units[data.source])
-    data = replace(data, weight=data.weight * ~_gross(data))
+    data = _heard(replace(data, weight=data.weight * ~_gross(data)))
     if (data.weight > 0).sum() < _GATED_MIN:
         draw = np.ones_like(draw)  # too few to hold any out
     shape, gates = _choose_shape(data, draw, iterations_max)
@@ -159,8 +185,8 @@ def _level(data: Measurements, truth: Floats) -> float:
     """Mean square of what claims are off; where no item has two, they may be as far off as numbers are apart."""
     heard = data.weight > 0
     alone = not (np.bincount(data.item[heard], minlength=1) > 1).any()
-    middle = np.average(data.value, weights=data.weight + 1e-12) if alone else truth[data.item]
-    return max(float(np.average((data.value - middle) ** 2, weights=data.weight + 1e-12)), 1e-12)
+    middle = np.average(data.value, weights=data.weight) if alone else truth[data.item]
+    return max(float(np.average((data.value - middle) ** 2, weights=data.weight)), 1e-12)
 
 
 def _precision(data: Measurements, state: Fit) -> Floats:
@@ -311,14 +337,19 @@ def _both_ways(data: Measurements, draw: Floats, shape: Shape, iterations_max: i
 # -- before anything is fitted
 
 
-def _medians(data: Measurements) -> Floats:
-    """(items,)"""
+def _middle(data: Measurements) -> tuple[Ints, Ints]:
+    """(items,) the claim in the middle of each, or the two of an even number."""
     order = np.lexsort((data.value, data.item))
     counts = np.bincount(data.item, minlength=data.items)
     starts = np.cumsum(counts) - counts
     low, high = starts + (counts - 1) // 2, starts + counts // 2
-    ordered = data.value[order]
-    return (ordered[np.maximum(low, 0)] + ordered[np.minimum(high, len(ordered) - 1)]) / 2
+    return order[np.maximum(low, 0)], order[np.minimum(high, len(order) - 1)]
+
+
+def _medians(data: Measurements) -> Floats:
+    """(items,)"""
+    low, high = _middle(data)
+    return (data.value[low] + data.value[high]) / 2
 
 
 def _units(data: Measurements) -> Floats:
@@ -339,9 +370,40 @@ def _units(data: Measurements) -> Floats:
     return units
 
 
+def _typical(data: Measurements) -> float:
+    """How far claims are from the median of their item, or numbers from the median of all, or from zero: the median of
+    what is not zero of the first that is not zero throughout."""
+    for middle in (_medians(data)[data.item], np.median(data.value), 0.0):
+        away = np.abs(data.value - middle)
+        if away.any():
+            return float(np.median(away[away > 0]))
+    return 1.0
+
+
+def _exponent(number: float) -> int:
+    return math.frexp(number)[1]
+
+
+def _heard(data: Measurements) -> Measurements:
+    """Where no claim of an item has any weight, all have a little: it is about there, and hardly anything is known."""
+    silent = data.by_item(data.weight) == 0
+    return replace(data, weight=np.where(silent[data.item], _UNHEARD, data.weight))
+
+
 def _gross(data: Measurements) -> Bools:
-    """(claims,) far outside of anything continuous: the accepted range grows from the middle until nothing joins."""
-    away = np.abs(data.value - _medians(data)[data.item])
+    """(claims,) far outside of anything continuous. Of an item that would keep none, the middle claim stays; of two in
+    the middle that which is nearer to the median of all numbers."""
+    gross = _outside(np.abs(data.value - _medians(data)[data.item]))
+    lost = data.by_item((~gross).astype(np.float64)) == 0
+    one, other = (claim[lost] for claim in _middle(data))
+    away = np.abs(data.value - np.median(data.value))
+    gross[np.where(away[one] <= away[other], one, other)] = False
+    return gross
+
+
+def _outside(away: Floats) -> Bools:
+    """(claims,) not in the accepted range, which grows from the middle until nothing joins; `away` (claims,) is how far
+    from the middle they are."""
     inside = away <= np.quantile(away, 0.75)
     for _ in range(50):
         limit = _GROSS * math.sqrt(float(np.mean(away[inside] ** 2)))
@@ -355,7 +417,7 @@ def _gross(data: Measurements) -> Bools:
 def quality(data: Measurements, found: Estimate) -> Floats:
     """(sources,) the share of the variance of a source's claims that the truths explain."""
     spread = float(np.median(found.fit.spread))
-    signal = float(np.var(found.truth))
+    signal = max(float(np.var(found.truth)), _SIGNAL_MIN)
     explained = signal / max(signal + spread, 1e-300)
     odds = explained / max(1 - explained, 1e-12) / found.fit.noise
     return odds / (1 + odds)

@@ -208,20 +208,21 @@ def copies(solution: Solution) -> Table:
 
 
 def measured_truths(problem: Problem, found: Estimate, data: Measurements, level: float, counted: Ints) -> Table:
-    """The estimate with its interval; the runner-up is the plain mean of the claims."""
+    """The estimate with its interval, NaN where one number is all there is; the runner-up is the plain mean of the
+    claims."""
     mean, odds = _against_mean(found, data)
-    half = standard_errors(level) * found.error
+    half = standard_errors(level) * found.error if data.comparable else np.full(problem.items, np.nan)
     probability = 1 / (1 + np.exp(-np.minimum(odds, 700.0)))
     return {
         "object": problem.object,
         "attribute": problem.attribute,
-        "value": _floats_as_objects(found.truth),
+        "value": _floats_as_objects(data.unscaled(found.truth)),
         "probability": probability,
-        "runner_up": _floats_as_objects(mean),
+        "runner_up": _floats_as_objects(data.unscaled(mean)),
         "runner_up_probability": 1 - probability,
         "claims": counted,
-        "low": found.truth - half,
-        "high": found.truth + half,
+        "low": data.unscaled(found.truth - half),
+        "high": data.unscaled(found.truth + half),
     }
 
 
@@ -272,7 +273,7 @@ def measured_sources(problem: Problem, found: Estimate, data: Measurements, attr
         "low": 1 / (1 + np.exp(half - odds)),
         "high": 1 / (1 + np.exp(-half - odds)),
         "claims": count[source],
-        "bias": found.fit.bias[source],
+        "bias": data.unscaled(found.fit.bias[source]),
         "scale": found.fit.scale[source],
     }
 

@@ -26,11 +26,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from gradbase.cluster.channel import Channel, Gone
-from gradbase.cluster.worker import Learner, StreamEnded, samples_of
+from gradbase.cluster.worker import Buffer, Learner, StreamEnded, samples_of
 
 
 class Memory(Protocol):
@@ -38,7 +37,7 @@ class Memory(Protocol):
 
     can_apply: bool  # whether the servant reaches the pages themselves; one that does not is never asked to apply
 
-    def buffers(self, lane: int) -> Mapping[nn.Parameter, torch.Tensor]:
+    def buffers(self, lane: int) -> Mapping[nn.Parameter, Buffer]:
         """Where the gradients of a lane go."""
 
     def before(self, lane: int, number: int) -> None:

@@ -13,7 +13,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import nn, optim
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Complete = Callable[[nn.Parameter], None]
 _END = object()
+
+
+class Buffer(Protocol):
+    """Where a gradient goes: a tensor, or what takes the gradient of a table by row."""
+
+    def zero_(self) -> Any: ...
+
+    def copy_(self, gradient: torch.Tensor, /) -> Any: ...
 
 
 class StreamEnded(Exception):
@@ -63,6 +71,13 @@ class Recipe:
         torch.manual_seed(seed)
         built = model()
         return cls(built, optimizer(built), loss, batches, seed, torch.get_rng_state())
+
+
+def tables_of(model: nn.Module) -> list[str]:
+    """Names of the parameters whose gradients are sparse: of embeddings with sparse=True. They are pushed by row."""
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    tables = {id(each.weight) for each in model.modules() if isinstance(each, kinds) and each.sparse}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in tables]
 
 
 def forward_seed(seed: int, number: int) -> int:
@@ -195,11 +210,12 @@ class Learner:
     def __init__(self, recipe: Recipe, stream: BatchStream, memory: str | int | None = None) -> None:
         self._recipe = recipe
         self._stream = stream
-        self._buffers: Mapping[nn.Parameter, torch.Tensor] = {}
+        self._buffers: Mapping[nn.Parameter, Buffer] = {}
         self._missing: set[nn.Parameter] = set()
         self._complete: Complete = _nobody
         self._named = dict(recipe.model.named_parameters())
         self._parameters = [p for p in self._named.values() if p.requires_grad]
+        self._tables = {self._named[name] for name in tables_of(recipe.model)}
         self._memory = memory
         self._planned: GradientStep | None = None
         self.told: list[Any] = []  # what the steward knows of the plan
@@ -243,7 +259,7 @@ class Learner:
         self,
         number: int,
         batch: Any,
-        buffers: Mapping[nn.Parameter, torch.Tensor],
+        buffers: Mapping[nn.Parameter, Buffer],
         complete: Complete = _nobody,
     ) -> float:
         """The gradient of micro-batch `number` into `buffers`, zeros where the loss does not reach; the loss.
@@ -282,11 +298,21 @@ class Learner:
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
         gradient = parameter.grad
         parameter.grad = None
-        self._keep(parameter, gradient.to_dense() if gradient.is_sparse else gradient)
+        if gradient.is_sparse and parameter not in self._tables:
+            name = next(name for name, each in self._named.items() if each is parameter)
+            raise StepError(
+                f"the gradient of {name} is sparse, and it is no table of rows",
+                "look it up by an nn.Embedding or nn.EmbeddingBag with sparse=True, or make its gradient dense",
+            )
+        self._keep(parameter, gradient)
 
     def _keep(self, parameter: nn.Parameter, gradient: torch.Tensor | None) -> None:
         """Put a gradient (None: zeros) where it belongs."""
         buffer = self._buffers[parameter]
-        buffer.zero_() if gradient is None else buffer.copy_(gradient)
+        if gradient is None:
+            buffer.zero_()
+        else:
+            whole = gradient.is_sparse and isinstance(buffer, torch.Tensor)
+            buffer.copy_(gradient.to_dense() if whole else gradient)
         self._missing.discard(parameter)
         self._complete(parameter)

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 
 from gradbase.common.errors import StoreError
 from gradbase.store.layout import Layout, elements
-from gradbase.store.update import Updater
-from gradbase.store.update._rowwise import update_rows
-from gradbase.store.update._updater import VALUES, row_sums
+from gradbase.store.update import Updater, row_sums, update_rows
+from gradbase.store.update._updater import VALUES
 
 
 class Rows(Protocol):

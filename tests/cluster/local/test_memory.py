@@ -13,8 +13,10 @@ from torch import nn, optim
 
 from gradbase.cluster.local._memory import LocalMemory, Map, SharedPages
 from gradbase.cluster.local._slab import Slab
+from gradbase.cluster.worker import tables_of
+from gradbase.common.errors import UsageError
 from gradbase.store.layout import lay_out, specs_of_model
-from gradbase.store.update import rule_of
+from gradbase.store.update import RowwiseAdagrad, rule_of, state_dict_of
 
 LANES, SHARDS, PAGE_BYTES, BLOCK_NUMEL = 3, 2, 256, 32
 
@@ -35,14 +37,35 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
 }
 
 
+def _tables() -> nn.Module:
+    """One of more rows than a block or a page holds, one whose every row is a block."""
+    torch.manual_seed(0)
+    return nn.ModuleList([nn.Embedding(50, 6, sparse=True), nn.EmbeddingBag(9, 40, sparse=True), nn.Linear(5, 3)])
+
+
+def _rowwise(model: nn.Module) -> optim.Optimizer:
+    """The other parameters are frozen: RowwiseAdagrad trains tables alone."""
+    return RowwiseAdagrad([p for name, p in model.named_parameters() if name in tables_of(model)], lr=0.1)
+
+
+TABLE_OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
+    "sgd": lambda model: optim.SGD(model.parameters(), lr=0.1),
+    "adagrad": lambda model: optim.Adagrad(model.parameters(), lr=0.1, initial_accumulator_value=0.5),
+    "rowwise": _rowwise,
+}
+
+
 class Store:
     """A slab with a model's values, and the same model beside it in plain torch."""
 
     def __init__(self, optimizer: str) -> None:
-        self.plain = _model()
-        self.optimizer = OPTIMIZERS[optimizer](self.plain)
+        self._make(OPTIMIZERS[optimizer], _model())
+
+    def _make(self, optimizer: Callable[[nn.Module], optim.Optimizer], plain: nn.Module) -> None:
+        self.plain = plain
+        self.optimizer = optimizer(plain)
         rule = rule_of(self.optimizer, self.plain)
-        layout = lay_out(specs_of_model(self.plain), SHARDS, page_bytes=PAGE_BYTES)
+        layout = lay_out(specs_of_model(self.plain, rows=tables_of(plain)), SHARDS, page_bytes=PAGE_BYTES)
         self.where = Map(layout, rule, LANES, block_numel=BLOCK_NUMEL)
         self.slab = Slab.create(self.where.nbytes)
         self.pages = SharedPages(self.slab, self.where)
@@ -67,6 +90,94 @@ class Store:
     def assert_equal(self) -> None:
         for name, tensor in self.plain.state_dict().items():
             assert torch.equal(self.pages.tensor(self.where.values, name), tensor), name
+
+
+class TableStore(Store):
+    """Of tables: every lane uses some rows, some of them more than once, or none; now and then all, or all at once."""
+
+    def __init__(self, optimizer: str) -> None:
+        self._make(TABLE_OPTIMIZERS[optimizer], _tables())
+
+    def push(self, step: int) -> None:
+        generator = torch.Generator().manual_seed(step)
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        for name, parameter in self.plain.named_parameters():
+            if id(parameter) not in trained:
+                continue
+            gradients = [self._gradient(parameter, step + lane, generator) for lane in range(LANES)]
+            dense = [each.to_dense() if each.is_sparse else each for each in gradients]
+            parameter.grad = ((dense[0] + dense[1]) + dense[2]) * (1 / LANES)
+            for lane, gradient in enumerate(gradients):
+                is_none = gradient.is_sparse and not len(gradient._values())
+                buffer = self.pages.buffer(lane, name)
+                buffer.zero_() if is_none else buffer.copy_(gradient)
+        self.optimizer.step()
+
+    def _gradient(self, parameter: torch.Tensor, kind: int, generator: torch.Generator) -> torch.Tensor:
+        if parameter.dim() == 1 or len(parameter) < 9 or kind % 7 == 6:
+            return torch.randn(parameter.shape, generator=generator)
+        count = (0, 3, len(parameter) // 4, 3 * len(parameter))[kind % 4]
+        ids = torch.randint(len(parameter), (count,), generator=generator)
+        # Halves, so that the order in which the same row's are summed does not matter: torch's own is not ours.
+        values = torch.randint(-8, 9, (count, parameter.shape[1]), generator=generator) / 2
+        return torch.sparse_coo_tensor(ids[None], values, parameter.shape, check_invariants=True)
+
+
+@pytest.mark.parametrize("optimizer", TABLE_OPTIMIZERS)
+def test_rows_that_were_used_are_updated_as_if_all_were(optimizer: str) -> None:
+    store, moves = TableStore(optimizer), []
+    store.pages._crash = moves.append
+    counts = []
+    for step in range(12):
+        store.push(step)
+        moves.clear()
+        for shard in range(SHARDS):
+            store.pages.apply(step + 1, shard, range(LANES))
+        counts.append(moves.count("saved"))
+        store.assert_equal()
+    assert min(counts) < max(counts), "an update of few rows takes fewer blocks"
+    saved = state_dict_of([store.pages.updater], store.optimizer, store.plain)["state"]
+    for index, state in store.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(torch.as_tensor(saved[index][key]), torch.as_tensor(state[key])) for key in state)
+
+
+@pytest.mark.parametrize("optimizer", TABLE_OPTIMIZERS)
+def test_a_logged_update_of_a_table_gives_the_same_bits(optimizer: str) -> None:
+    store, again = TableStore(optimizer), TableStore(optimizer)
+    for step in range(6):
+        store.push(step)
+        for shard in range(SHARDS):
+            pushed = b"".join(store.pages.pushed_bytes(shard, lane) for lane in range(LANES))
+            again.pages.replay(shard, memoryview(pushed))
+            store.pages.apply(step + 1, shard, range(LANES))
+        for name in store.plain.state_dict():
+            values = [each.pages.tensor(each.where.values, name) for each in (store, again)]
+            assert torch.equal(*values), name
+
+
+def test_rows_of_a_writer_that_died_are_gone_when_the_next_one_writes() -> None:
+    """It had written some of them, and not yet said which."""
+    store = TableStore("sgd")
+    buffer, gradient = store.pages.buffer(1, "0.weight"), store.pages.tensor(store.where.pushes(1), "0.weight")
+    buffer.copy_(_of_rows(3, 7, 3))
+    assert gradient[3].eq(2).all() and gradient[7].eq(1).all() and gradient.count_nonzero() == 12
+    store.pages.take_any_rows(1)
+    gradient[20] = 5.0
+    buffer.copy_(_of_rows(8))
+    assert gradient[8].eq(1).all() and gradient.count_nonzero() == 6
+
+
+def _of_rows(*rows: int) -> torch.Tensor:
+    """A sparse gradient of the first table: ones for each of the rows."""
+    return torch.sparse_coo_tensor(torch.tensor([rows]), torch.ones(len(rows), 6), (50, 6), check_invariants=True)
+
+
+def test_a_table_whose_every_row_changes_is_refused() -> None:
+    with pytest.raises(UsageError, match="(?s)Adam cannot train 0.weight.*sparse=False"):
+        store = TableStore("sgd")
+        rule = rule_of(optim.Adam(store.plain.parameters()), store.plain)
+        where = Map(store.where.layout, rule, LANES)
+        SharedPages(Slab.create(where.nbytes), where)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -97,11 +208,16 @@ def test_frozen_pages_are_neither_changed_nor_copied() -> None:
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(sorted(OPTIMIZERS)), st.lists(st.integers(1, 35), max_size=6), st.booleans())
+@given(
+    st.sampled_from(sorted(OPTIMIZERS) + [f"{name} of tables" for name in sorted(TABLE_OPTIMIZERS)]),
+    st.lists(st.integers(1, 35), max_size=6),
+    st.booleans(),
+)
 def test_a_process_that_dies_between_any_two_moves_is_taken_over(
     optimizer: str, deaths: list[int], scribble: bool
 ) -> None:
-    store = Store(optimizer)
+    name, _, tables = optimizer.partition(" of ")
+    store = TableStore(name) if tables else Store(name)
     moves, pending = itertools.count(1), list(deaths)
 
     def crash(place: str) -> None:
@@ -128,18 +244,17 @@ def test_a_process_that_dies_between_any_two_moves_is_taken_over(
 def _tear(store: Store, shard: int) -> None:
     """Leave the block that was being changed half written."""
     record = store.slab.words(64 * (1 + shard), 8)
-    if record[2] == record[1] + 1:
-        value = _blocks(store, shard)[record[1]]
+    if record[2] != record[1] + 1:
+        return
+    planned, tables = store.pages._changing_of(shard)
+    rows = [block for table in tables for block in table.blocks(range(LANES))]
+    if record[1] < len(planned):
+        value = planned[record[1]].value
         value[::2] = float("nan") if value.numel() > 1 else 7
-
-
-def _blocks(store: Store, shard: int) -> list[torch.Tensor]:
-    """What an update of the shard changes, in its order: every page of a parameter in blocks, one of a buffer whole."""
-    blocks: list[torch.Tensor] = []
-    for page in store.where.layout.of_shard(shard):
-        is_buffer = store.where.layout.tensors[page.tensor].kind == "buffer"
-        blocks += store.pages.page(store.where.values, page).split(page.numel if is_buffer else BLOCK_NUMEL)
-    return blocks
+    else:
+        block = rows[record[1] - len(planned)]
+        block._owner.table[block._rows[::2]] = float("nan")
+        store.pages.updater.steps[block.numbers] += 1
 
 
 def test_models_of_two_processes_are_the_same_memory() -> None:

@@ -114,3 +114,26 @@ def test_what_a_codec_left_out_goes_from_one_servant_to_the_next(
 
 def residuals(host: Host, lane: int) -> dict[int, torch.Tensor]:
     return {number: residual.clone() for number, residual in host.pages.residuals(lane).items()}
+
+
+def test_a_table_that_comes_whole_is_updated_whole() -> None:
+    """Though a worker on the caller's host had pushed some of its rows to the same lane before."""
+    torch.manual_seed(0)
+    model, arriving = nn.Embedding(30, 4, sparse=True), nn.Embedding(30, 4, sparse=True)
+    rule = rule_of(optim.SGD(model.parameters(), lr=1.0), model)
+    where = Map(lay_out(specs_of_model(model, rows=["weight"]), 1), rule, 1)
+    pages = SharedPages(Slab.create(where.nbytes), where)
+    row = torch.sparse_coo_tensor(torch.tensor([[7]]), torch.ones(1, 4), (30, 4), check_invariants=True)
+    pages.buffer(0, "weight").copy_(row)
+    pages.apply(1, 0, [0])
+    expected = -row.to_dense()
+    assert torch.equal(pages.tensor(where.values, "weight"), expected)
+    token = new_token()
+    with Listener(Address("127.0.0.1"), token, PageServer(pages, where).serve) as listener:
+        memory = RemoteMemory(arriving, where, connect(listener.address, token), 0, shared=True)
+        memory.before(0, 0)
+        push(memory, 0)
+        memory.close()
+    pages.apply(2, 0, [0])
+    torch.manual_seed(0)
+    assert torch.equal(pages.tensor(where.values, "weight"), expected - torch.randn(30, 4))

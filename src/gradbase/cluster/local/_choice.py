@@ -57,9 +57,13 @@ def _gradient_us(learner: Learner, memory: LocalMemory) -> float:
 
 
 def _apply_us(updater: Updater) -> float:
-    """Of all pages that are trained, from some; they are as they were afterwards."""
+    """Of all pages that are trained as a whole, from some; they are as they were afterwards."""
     names = [spec.name for spec in updater.layout.tensors]
-    trained = [page for page in updater.layout.pages if updater.rule.settings(names[page.tensor]) is not None]
+    trained = [
+        page
+        for page in updater.layout.pages
+        if updater.rule.settings(names[page.tensor]) is not None and updater.layout.tensors[page.tensor].kind != "rows"
+    ]
     some, spent_us = trained[:_PAGES], 0.0
     for page in some:
         views = [updater.value(page), *updater.state(page).values()]

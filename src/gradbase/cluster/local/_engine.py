@@ -39,7 +39,7 @@ from gradbase.cluster.storage import (
     read_manifest,
     resumed_directory,
 )
-from gradbase.cluster.worker import Learner, Recipe
+from gradbase.cluster.worker import Learner, Recipe, tables_of
 from gradbase.common.errors import StepError, UsageError
 from gradbase.common.malloc import freed_memory_kept
 from gradbase.store.codec import choose, measure_speeds
@@ -181,7 +181,8 @@ class LocalEngine:
     def _task(self, request: Request, recipe: Recipe, launcher: Launcher) -> Task:
         """What workers are to run: how the parameters lie, how they are updated, what gradients go through."""
         rule = rule_of(recipe.optimizer, recipe.model)
-        layout = lay_out(specs_of_model(recipe.model, costs=rule.costs()), request.lane_count)
+        specs = specs_of_model(recipe.model, rows=tables_of(recipe.model), costs=rule.costs())
+        layout = lay_out(specs, request.lane_count)
         self._layout = layout
         codec = self._codec(request, launcher, layout, rule)
         rule = parse_codecs(codec).directing(layout, rule)

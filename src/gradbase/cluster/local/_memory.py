@@ -7,13 +7,14 @@
     undo        a frame for every shard, as large as the largest block with its state
     residuals   for every lane, what codecs had left out of its gradients when the last checkpoint was taken, and the
                 moments by which it finds directions (bsp)
+    lists       for every lane and table of rows, which rows it has a gradient for (`_rows.py`)
 
-A trained page is updated in blocks, and a block in three moves: it is copied to the shard's frame, its number is
-written, it is changed in place. The frame is small, and what was just copied is near: that costs less than copies of
-whole pages. A page of a buffer is one block, overwritten as often as need be; one that is frozen is not touched. Who
-takes over from a dead process finds in the record how many blocks are done, and puts the frame back if the next one was
-saved: whether that block was changed, half changed or not touched, it is then as it was. What the lanes pushed stays
-until the step is over, so the update can be repeated, and gives the same bits.
+A trained page is updated in blocks, of a table of rows those rows that were used, and a block in three moves: it is
+copied to the shard's frame, its number is written, it is changed in place. The frame is small, and what was just copied
+is near: that costs less than copies of whole pages. A page of a buffer is one block, overwritten as often as need be;
+one that is frozen is not touched. Who takes over from a dead process finds in the record how many blocks are done, and
+puts the frame back if the next one was saved: whether that block was changed, half changed or not touched, it is then
+as it was. What the lanes pushed stays until the step is over, so the update can be repeated, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ import torch
 from torch import nn
 
 from gradbase.cluster.codecs import Feedback
+from gradbase.cluster.local._rows import LaneRows, RowBlock, ShardRows, list_words
 from gradbase.cluster.local._slab import Slab
 from gradbase.cluster.local._views import PlannedBlock, PlannedUpdater, planned_blocks
 from gradbase.store.codec import Codec, carried_numel
-from gradbase.store.layout import ITEM_BYTES, Layout, Page
+from gradbase.store.layout import ITEM_BYTES, Layout, Page, TensorSpec
 from gradbase.store.recovery import replay_update
 from gradbase.store.update import BLOCK_NUMEL, UpdateRule, memory_plan
 
@@ -79,7 +81,8 @@ class Map:
         """A block, and as much again for every kind of state."""
         kinds = 1 + len(self.rule.all_state_keys)
         items = [ITEM_BYTES[spec.dtype] for spec in self.layout.tensors]
-        blocks = (items[page.tensor] * min(page.numel, self.block_numel) for page in self.layout.pages)
+        blocks = [items[page.tensor] * min(page.numel, self.block_numel) for page in self.layout.pages]
+        blocks += [items[index] * max(spec.row_numel, self.block_numel) for index, spec in self.tables.items()]
         return kinds * _up(max(blocks, default=0))
 
     def residual(self, lane: int, number: int) -> int:
@@ -102,9 +105,29 @@ class Map:
     def _residual_nbytes(self) -> int:
         return _up(sum(4 * self.residual_numel(number) + _RECORD_BYTES for number in self.residual_pages))
 
+    @cached_property
+    def tables(self) -> dict[int, TensorSpec]:
+        """Tensors by number that are pushed and updated by row."""
+        trained = [self.rule.settings(spec.name) is not None for spec in self.layout.tensors]
+        found = enumerate(self.layout.tensors)
+        return {index: spec for index, spec in found if spec.kind == "rows" and trained[index] and spec.numel}
+
+    def list_of(self, lane: int, index: int) -> tuple[int, int]:
+        """Where the list of a lane's rows of a table is, and its words."""
+        before = sum(_list_nbytes(spec) for number, spec in self.tables.items() if number < index)
+        return self._lists + lane * self._lists_nbytes + before, list_words(self.tables[index].shape[0])
+
+    @property
+    def _lists(self) -> int:
+        return _up(self.frame(self.layout.shard_count) + self.lanes * self._residual_nbytes)
+
+    @cached_property
+    def _lists_nbytes(self) -> int:
+        return sum(map(_list_nbytes, self.tables.values()))
+
     @property
     def nbytes(self) -> int:
-        return self.frame(self.layout.shard_count) + self.lanes * self._residual_nbytes
+        return self._lists + self.lanes * self._lists_nbytes
 
 
 class SharedPages:
@@ -117,7 +140,7 @@ class SharedPages:
         memory = {key: slab.tensor(offset, torch.uint8, nbytes) for key, (offset, nbytes) in where.parts.items()}
         self.updater = PlannedUpdater(where.layout, where.rule, memory)
         self._pages: dict[int, torch.Tensor] = {}
-        self._changing: dict[int, list[PlannedBlock]] = {}
+        self._changing: dict[int, tuple[list[PlannedBlock], list[ShardRows]]] = {}
 
     def tensor(self, base: int, name: str) -> torch.Tensor:
         """A whole tensor of the layout, in the model's shape and strides, in the part that starts at `base`."""
@@ -143,26 +166,25 @@ class SharedPages:
         if record[_OPERATION] != operation:
             record[_DONE] = record[_SAVED] = 0
             record[_OPERATION] = operation
-        blocks = self._changing_of(shard)
+        planned, tables = self._changing_of(shard)
+        blocks = [*planned, *(block for table in tables for block in table.blocks(lanes))]
         if record[_SAVED] == record[_DONE] + 1:
             half_done = blocks[record[_DONE]]
             half_done.restore()
-            self.updater.steps[half_done.page.number] = record[_STEPS]
+            self.updater.steps[half_done.numbers] = record[_STEPS]
         with torch.no_grad():
             for index in range(record[_DONE], len(blocks)):
                 self._change(blocks[index], index, record, lanes)
 
-    def _change(self, block: PlannedBlock, index: int, record: memoryview, lanes: Sequence[int]) -> None:
-        number = block.page.number
-        if block.is_trained:
+    def _change(self, block: PlannedBlock | RowBlock, index: int, record: memoryview, lanes: Sequence[int]) -> None:
+        if isinstance(block, RowBlock) or block.is_trained:
             block.save()
-            step = record[_STEPS] = int(self.updater.steps[number])
+            step = record[_STEPS] = int(self.updater.steps[block.page.number])
             record[_SAVED] = index + 1
             self._crash("saved")
-            pushed = [block.pushed[lane] for lane in lanes]
-            self.updater.apply_block(block.page, block.value, block.state, pushed, 1 / self.map.lanes, step)
+            block.update(lanes, 1 / self.map.lanes, step)
             if block.is_last:
-                self.updater.steps[number] = step + 1
+                self.updater.steps[block.numbers] = step + 1
         else:
             self._crash("saved")
             block.value.copy_(block.pushed[lanes[0]])
@@ -190,15 +212,39 @@ class SharedPages:
         """Update a shard's pages with what `pushed_bytes` gave for each lane."""
         replay_update(self.updater, shard, data, lanes=self.map.lanes)
 
-    def _changing_of(self, shard: int) -> list[PlannedBlock]:
-        """What an update of the shard changes, block by block: not pages of frozen parameters."""
+    def buffer(self, lane: int, name: str) -> torch.Tensor | LaneRows:
+        """Where a lane's gradient of a parameter goes."""
+        gradient, index = self.tensor(self.map.pushes(lane), name), self.map.layout.index_of(name)
+        return LaneRows(gradient, self._list(lane, index)) if index in self.map.tables else gradient
+
+    def take_any_rows(self, lane: int) -> None:
+        """Gradients of this lane's tables come whole."""
+        for index, spec in self.map.tables.items():
+            LaneRows(self.tensor(self.map.pushes(lane), spec.name), self._list(lane, index)).take_any()
+
+    def _list(self, lane: int, index: int) -> torch.Tensor:
+        offset, words = self.map.list_of(lane, index)
+        return self._slab.tensor(offset, torch.int64, words)
+
+    def _changing_of(self, shard: int) -> tuple[list[PlannedBlock], list[ShardRows]]:
+        """What an update of the shard changes: blocks, not of frozen parameters, and of tables some rows."""
         if shard not in self._changing:
             frame = self._slab.tensor(self.map.frame(shard), torch.uint8, self.map.frame_nbytes)
-            planned = [block for page in self.map.layout.of_shard(shard) for block in self._blocks(page, frame)]
+            pages = [page for page in self.map.layout.of_shard(shard) if page.tensor not in self.map.tables]
+            planned = [block for page in pages for block in self._blocks(page, frame)]
             kinds = [spec.kind for spec in self.map.layout.tensors]
             changing = [block for block in planned if block.is_trained or kinds[block.page.tensor] == "buffer"]
-            self._changing[shard] = changing
+            self._changing[shard] = changing, self._tables_of(shard, frame)
         return self._changing[shard]
+
+    def _tables_of(self, shard: int, frame: torch.Tensor) -> list[ShardRows]:
+        found, lanes = [], range(self.map.lanes)
+        for index, spec in self.map.tables.items():
+            pushed = [self.tensor(self.map.pushes(lane), spec.name) for lane in lanes]
+            lists = [self._list(lane, index) for lane in lanes]
+            if pages := [page for page in self.map.layout.of_shard(shard) if page.tensor == index]:
+                found.append(ShardRows(self.updater, pages, pushed, lists, frame, self.map.block_numel))
+        return found
 
     def _blocks(self, page: Page, frame: torch.Tensor) -> list[PlannedBlock]:
         pushed = [self.page(self.map.pushes(lane), page) for lane in range(self.map.lanes)]
@@ -222,7 +268,7 @@ class LocalMemory:
         self._model_buffers = {names[name]: b for name, b in model.named_buffers() if name in names}
         self._stored = {name: pages.tensor(where.values, name) for name in self._model_buffers}
         self._own: dict[str, torch.Tensor] = {}
-        self._lanes: dict[int, dict[nn.Parameter, torch.Tensor]] = {}
+        self._lanes: dict[int, dict[nn.Parameter, torch.Tensor | LaneRows]] = {}
         self._feedback = Feedback(where.codecs, pages.residuals)
         self._squeezed = {p: self._coded_pages(name) for p, name in self._parameters.items()}
         for parameter, name in self._parameters.items():
@@ -231,11 +277,10 @@ class LocalMemory:
             for name, buffer in self._model_buffers.items():
                 buffer.data = self._copy(name)
 
-    def buffers(self, lane: int) -> Mapping[nn.Parameter, torch.Tensor]:
+    def buffers(self, lane: int) -> Mapping[nn.Parameter, torch.Tensor | LaneRows]:
         """The lane's gradients in the slab."""
         if lane not in self._lanes:
-            base = self._map.pushes(lane)
-            self._lanes[lane] = {p: self._pages.tensor(base, name) for p, name in self._parameters.items()}
+            self._lanes[lane] = {p: self._pages.buffer(lane, name) for p, name in self._parameters.items()}
         return self._lanes[lane]
 
     def before(self, lane: int, number: int) -> None:
@@ -246,7 +291,10 @@ class LocalMemory:
                 buffer.copy_(self._stored[name])
 
     def complete(self, lane: int, parameter: nn.Parameter) -> None:
-        """The gradient is pushed as it lies there, or as its codec would have let it arrive."""
+        """The gradient is pushed as it lies there, or as its codec would have let it arrive: of a table, any row."""
+        buffer = self.buffers(lane)[parameter]
+        if isinstance(buffer, LaneRows) and self._squeezed[parameter]:
+            buffer.take_any()
         for page in self._squeezed[parameter]:
             self._feedback.squeeze(lane, page.number, self._pages.page(self._map.pushes(lane), page))
 
@@ -281,6 +329,10 @@ class LocalMemory:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.view(torch.uint8).numpy()) if tensor.numel() else memoryview(bytearray())
+
+
+def _list_nbytes(spec: TensorSpec) -> int:
+    return _RECORD_BYTES * -(-8 * list_words(spec.shape[0]) // _RECORD_BYTES)
 
 
 def _up(nbytes: int) -> int:

@@ -39,7 +39,8 @@ class PlannedBlock:
     def __init__(
         self, page: Page, part: slice, updater: Updater, pushed: Sequence[torch.Tensor], frame: torch.Tensor
     ) -> None:
-        self.page = page
+        self.page, self._updater = page, updater
+        self.numbers = page.number  # of the pages whose updates it counts, if it is the last
         self.is_trained = _is_trained(updater, page)
         self.is_last = part.stop >= page.numel
         self.value = updater.value(page)[part]
@@ -60,6 +61,11 @@ class PlannedBlock:
         """Put back what the frame has."""
         for view, saved in self._saved:
             view.copy_(saved)
+
+    def update(self, lanes: Sequence[int], scale: float, step: int) -> None:
+        """With the sum of what the lanes pushed, in their order, times `scale`; `step` updates came before."""
+        pushed = [self.pushed[lane] for lane in lanes]
+        self._updater.apply_block(self.page, self.value, self.state, pushed, scale, step)
 
 
 def planned_blocks(

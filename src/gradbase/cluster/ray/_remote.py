@@ -98,6 +98,8 @@ class PageServer:
         with self._lock:
             if message.session in self._fenced:
                 raise StoreError("a servant that was given up pushed", "it is to call again as a new one")
+            if kept is None:
+                self._pages.take_any_rows(lane)
             for block in message.payload:
                 self._put(block, self._home(block.key, lane, kept))
         if kept is None:

@@ -10,7 +10,7 @@ import torch
 from gradbase.common.errors import UsageError
 from gradbase.store.layout import ITEM_BYTES, Layout, Page, TensorSpec, elements, page_view
 from gradbase.store.update._kernels import KERNELS, update_directed
-from gradbase.store.update._rowwise import accumulator_dtype
+from gradbase.store.update._rowwise import accumulator_dtype, update_rows
 from gradbase.store.update._rule import Settings, UpdateRule
 
 if TYPE_CHECKING:
@@ -89,11 +89,25 @@ class Updater:
         scale = 1 / len(gradients) if scale is None else scale
         value, state, step = self.value(page), self.state(page), int(self.steps[number])
         with torch.no_grad():
+            if "row_sum" in state:
+                self._apply_rowwise(page, value, state["row_sum"], gradients, scale)
+                self.steps[number] = step + 1
+                return
             for start in range(0, page.numel, BLOCK_NUMEL):
                 block = slice(start, min(start + BLOCK_NUMEL, page.numel))
                 parts = {key: view[block] for key, view in state.items()}
                 self.apply_block(page, value[block], parts, [gradient[block] for gradient in gradients], scale, step)
         self.steps[number] = step + 1
+
+    def _apply_rowwise(
+        self, page: Page, value: torch.Tensor, sums: torch.Tensor, gradients: Sequence[torch.Tensor], scale: float
+    ) -> None:
+        """Of rows that all have a gradient of zero nothing changes."""
+        settings = self._settings(page)
+        assert settings is not None, "what has row sums is trained"
+        total = self.reduced([gradient.view(len(sums), -1) for gradient in gradients], scale)
+        rows = total.any(dim=1).nonzero().flatten()
+        update_rows(value.view(len(sums), -1), sums, rows, total[rows], settings["lr"], settings["eps"])
 
     def apply_block(
         self,
@@ -111,7 +125,7 @@ class Updater:
         settings = self.rule.settings(name)
         assert settings is not None, f"{name} is not trained"
         kernel = update_directed if name in self.rule.directed else KERNELS[settings["optimizer"]]
-        kernel(settings, value, self._reduce(gradients, scale), state, step)
+        kernel(settings, value, self.reduced(gradients, scale), state, step)
 
     def reduce(self, number: int, gradients: Sequence[torch.Tensor], scale: float | None = None) -> torch.Tensor:
         """((g0 + g1) + g2 ...) * scale in new memory, [numel]; `apply(number, [it], 1.0)` goes on as `apply` does."""
@@ -119,7 +133,7 @@ class Updater:
         total = torch.empty_like(gradients[0])
         for start in range(0, total.numel(), BLOCK_NUMEL):
             block = slice(start, start + BLOCK_NUMEL)
-            total[block].copy_(self._reduce([gradient[block] for gradient in gradients], scale))
+            total[block].copy_(self.reduced([gradient[block] for gradient in gradients], scale))
         return total
 
     def assign(self, number: int, value: torch.Tensor) -> None:
@@ -138,7 +152,7 @@ class Updater:
             return _row_sums_of_page(self.layout, self.memory[key], page, self.shard)
         return page_view(self.layout, self.memory[key], page, home=self.shard is not None)
 
-    def _reduce(self, lanes: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
+    def reduced(self, lanes: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
         """The lanes' sum in order, times `scale`, in scratch memory; one unscaled lane is its own sum."""
         if len(lanes) == 1 and scale == 1:
             return lanes[0]
@@ -151,9 +165,10 @@ class Updater:
         return total if scale == 1 else total.mul_(scale)
 
     def _scratch_of(self, like: torch.Tensor) -> torch.Tensor:
-        if like.dtype not in self._scratch:
-            self._scratch[like.dtype] = torch.empty(BLOCK_NUMEL, dtype=like.dtype)
-        return self._scratch[like.dtype][: like.numel()]
+        known = self._scratch.get(like.dtype)
+        if known is None or known.numel() < like.numel():
+            known = self._scratch[like.dtype] = torch.empty(max(BLOCK_NUMEL, like.numel()), dtype=like.dtype)
+        return known[: like.numel()].view(like.shape)
 
 
 def row_sums(layout: Layout, memory: Memory, name: str, shard: int | None) -> torch.Tensor:
@@ -197,7 +212,7 @@ def _check_rows(spec: TensorSpec, settings: Settings) -> None:
         raise UsageError(
             f"{culprit} cannot train {spec.name}, which is pushed by row",
             f"use one of {', '.join(ROW_OPTIMIZERS)} with neither momentum, weight decay nor lr_decay, "
-            "or push it as a whole",
+            "or push it as a whole: an embedding with sparse=False",
         )
     if spec.row_numel * ITEM_BYTES[spec.dtype] < _ACCUMULATOR_BYTES_MAX:
         raise UsageError(f"a row of {spec.name} is smaller than 8 bytes", "push it as a whole")

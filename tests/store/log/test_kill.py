@@ -142,11 +142,11 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_trace(small_disk):
 def test_a_limit_on_file_size_is_a_full_disk_too(tmp_path):
     files = DiskFiles(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB // 2, before[1]))
     try:
         with pytest.raises(DiskFullError, match="File too large"):
-            open_log(files, "log", store_id=keeper.STORE_ID, shard=0, segment_bytes=2 * MIB)
-        appender, _ = open_log(files, "log", store_id=keeper.STORE_ID, shard=0, segment_bytes=MIB)
+            open_log(files, "log", store_id=keeper.STORE_ID, shard=0, segment_bytes=MIB)
+        appender, _ = open_log(files, "log", store_id=keeper.STORE_ID, shard=0, segment_bytes=MIB // 2)
         with appender, pytest.raises(DiskFullError):
             appender.append([Record(1, 1, bytes(MIB))])
     finally:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gradbase.common.errors import DamageError, StoreError
 from gradbase.store.files import DiskFiles
 from gradbase.store.files.testing import Crash, MemoryFile, MemoryFiles
-from gradbase.store.log import COORDINATOR, Appender, DiskFullError, LogReader, Record, open_log
+from gradbase.store.log import COORDINATOR, SEGMENT_BYTES, Appender, DiskFullError, LogReader, Record, open_log
 
 STORE = bytes(range(16))
 BLOCK = 4096
@@ -46,6 +46,23 @@ def test_what_was_appended_is_read(files):
         assert log.next_lsn == 6
     assert read(files) == records
     assert read(files, after=3) == records[3:]
+
+
+def test_a_log_takes_little_room_at_first_and_then_ever_more_at_once(tmp_path):
+    """Reserved before it is written: the room is there when the name is."""
+    files, most = DiskFiles(tmp_path), SEGMENT_BYTES
+    rooms = []
+    with open_log(files, "log/0", store_id=STORE, shard=0)[0] as log:
+        for lsn in range(1, 200):
+            log.append([record(lsn, 1 << 18)])
+            log.prepare()
+            state = (tmp_path / log._segments[-1].path).stat()
+            assert 512 * state.st_blocks >= state.st_size
+            rooms += [state.st_size] if state.st_size not in rooms else []
+    assert rooms == [most >> 4, most >> 3, most >> 2, most >> 1, most]
+    taken = sum(512 * each.stat().st_blocks for each in tmp_path.rglob("*.log"))
+    assert taken < 200 * ((1 << 18) + 2 * BLOCK), "what was reserved and not used is given back"
+    assert [each.lsn for each in read(files)] == list(range(1, 200))
 
 
 def test_a_payload_may_be_several_buffers(files):

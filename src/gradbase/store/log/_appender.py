@@ -18,6 +18,7 @@ from gradbase.store.log._format import (
 from gradbase.store.log._reader import LogReader, Segment, list_segments, segment_path
 
 SEGMENT_BYTES = 16 << 20
+_FIRST_SEGMENT_BYTES = 1 << 20
 _SPARE = "spare.new"
 _BUFFER_BYTES_MIN = 64 << 10
 
@@ -33,6 +34,9 @@ class Appender:
 
     `next_lsn` is the LSN of the record to append next, all before it are durable. `incarnation` is this opening's
     number. `warning` tells of a disk that has no room for a further segment while the current one still has.
+
+    The space of a segment is taken before anything is written there, so that a sync has no blocks to add to a file. So
+    that a short job takes little, its first segment is small; every next one is twice as large, up to `segment_bytes`.
     """
 
     def __init__(
@@ -48,7 +52,8 @@ class Appender:
     ) -> None:
         assert segment_bytes % BLOCK_BYTES == 0 and segment_bytes > BLOCK_BYTES
         self._files, self._directory, self._mode = files, directory, mode
-        self._segment_bytes, self._unlock = segment_bytes, unlock
+        self._segment_bytes_max, self._unlock = segment_bytes, unlock
+        self._segment_bytes = min(_FIRST_SEGMENT_BYTES, segment_bytes)  # of the next one
         self._segments = list(older)
         self._buffer = aligned_memory(_BUFFER_BYTES_MIN)
         self._broken: StoreError | None = None
@@ -90,7 +95,7 @@ class Appender:
 
     def prepare(self) -> None:
         """Reserve the next segment if the current one is half full. What fails is kept in `warning`."""
-        if self._spare is not None or self._offset * 2 < self._segment_bytes:
+        if self._spare is not None or self._offset * 2 < self._end:
             return
         try:
             self._spare = self._reserve(self._segment_bytes)
@@ -169,6 +174,7 @@ class Appender:
             file.close()
             raise
         self._leave_segment()
+        self._segment_bytes = min(2 * self._segment_bytes, self._segment_bytes_max)
         self._file, self._offset, self._end, self._header = file, BLOCK_BYTES, end, header
         self._segments = [segment for segment in self._segments if segment.path != path] + [Segment(path, header)]
 

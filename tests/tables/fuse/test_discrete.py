@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradbase.tables.fuse import AttributeOptions, Claims, Config, Hierarchy, Result, infer
-from tests.tables.fuse.worlds import World, odds_left_unexplained, opinions, vote, with_copiers
+from tests.tables.fuse.worlds import World, odds_left_unexplained, opinions, said_again, vote, with_copiers
 
 
 def gate(result: Result, name: str) -> tuple[bool, float]:
@@ -187,3 +187,25 @@ def test_confidence_weighs_claims() -> None:
     )
     assert infer(claims).truths["value"].tolist() == ["one"]
     assert infer(replace(claims, confidence=None)).truths["value"].tolist() == ["two"]
+
+
+@pytest.mark.parametrize("accuracies", [[0.9] * 8, [0.95, 0.9, 0.8, 0.7, 0.6, 0.5]])
+def test_what_sources_say_again_later_makes_nobody_a_copier(accuracies: list[float]) -> None:
+    world = opinions(accuracies, items=300, cover=0.6)
+    again = said_again(world, (0.0, 10.0, 20.0), spread=5.0)
+    claims = again.claims(dated=True)
+    result = infer(claims, config=Config(copies="ungated"))
+    assert len(result.copies["copier"]) == 0
+    assert again.accuracy(claims, result) > world.accuracy(world.claims(), infer(world.claims())) - 0.01
+
+
+def test_copiers_are_found_as_well_when_everything_is_said_twice() -> None:
+    world = with_copiers(opinions([0.7] * 8, items=300, cover=0.6, values=200), "s3", 4)
+    again = said_again(world, (0.0, 100.0), spread=0.0)
+    claims = again.claims(dated=True)
+    result = infer(claims)
+    copier, original = (
+        {claims.source_names[code] for code in result.copies[role]} for role in ("copier", "original")
+    )
+    assert len(result.copies["copier"]) == 10 and copier | original == {"s3", *(f"copier{c}" for c in range(4))}
+    assert again.accuracy(claims, result) > vote(world) + 0.05

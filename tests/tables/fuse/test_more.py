@@ -8,7 +8,7 @@ import pytest
 from gradbase.common.errors import UsageError
 from gradbase.tables.fuse import AttributeOptions, Claims, Config, Statistics, infer
 from tests.tables.fuse.test_discrete import gate
-from tests.tables.fuse.worlds import World, changing, odds_left_unexplained, opinions, readings
+from tests.tables.fuse.worlds import World, changing, odds_left_unexplained, opinions, readings, said_again
 
 
 def casts(seed: int = 0) -> tuple[World, set[tuple[str, str]]]:
@@ -44,6 +44,16 @@ def test_members_of_sets_are_told_apart() -> None:
 
     assert f1(told) > f1(voted) + 0.02
     assert odds_left_unexplained(result) < 1e-6
+
+
+def test_members_said_again_later_are_said_once() -> None:
+    world, _ = casts()
+    later = said_again(world, (0.0, 10.0, 20.0), spread=5.0).claims(dated=True)
+    once, again = (infer(claims, attributes={"x": AttributeOptions(kind="set")}) for claims in (world.claims(), later))
+    for column in ("object", "value"):
+        assert again.truths[column].tolist() == once.truths[column].tolist()
+    np.testing.assert_allclose(again.truths["probability"], once.truths["probability"], atol=1e-6)
+    assert odds_left_unexplained(again) < 1e-6
 
 
 def test_what_was_true_until_when() -> None:

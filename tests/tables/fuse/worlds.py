@@ -121,3 +121,10 @@ def odds_left_unexplained(result: Result) -> float:
         key = (o, a, value if sets and value in sets else None)
         worst = max(worst, abs(summed[key] - float(np.log(first) - np.log(second))))
     return worst
+
+
+def said_again(world: World, times: tuple[float, ...], spread: float, seed: int = 0) -> World:
+    """The same world, in which every source says everything around each of these times."""
+    random = np.random.default_rng(seed)
+    rows = [(o, a, s, v, time + random.uniform(0, spread)) for time in times for o, a, s, v, _ in world.rows]
+    return World(rows, dict(world.truth))

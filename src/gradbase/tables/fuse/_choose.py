@@ -263,10 +263,10 @@ def _discounted(
     """Find copies and fit again without them, twice: better truths show copies better. `together`: of the claims with
     a weight."""
     if from_twins:
-        own = weight * twins(together).independence(model.problem.claims)
+        own = weight * twins(together).independence(model.problem)
         fitted = fit(model, own, config.iterations_max)
     for _ in range(_COPY_ROUNDS):
         copying = detect(model, fitted, together)
-        own = weight * copying.independence(model.problem.claims)
+        own = weight * copying.independence(model.problem)
         fitted = fit(model, own, config.iterations_max)
     return fitted, own, copying

@@ -35,7 +35,8 @@ Claimed = npt.NDArray[np.int32]  # positions of claims: there are more pairs of 
 
 @dataclass(frozen=True)
 class Copying:
-    """(pairs,) each; evidence in log-odds. `claim`, `copied`: claims that may be copies, and how probably they are."""
+    """(pairs,) each; evidence in log-odds. `claim`, `copied`: claims that may be copies, and how probably they are: the
+    first of those that differ in their time alone."""
 
     copier: Ints
     original: Ints
@@ -46,16 +47,17 @@ class Copying:
     claim: Ints
     copied: Floats
 
-    def independence(self, claims: int) -> Floats:
-        """(claims,) the probability that a claim is its source's own."""
-        own = np.ones(claims)
-        np.multiply.at(own, self.claim, 1 - self.copied)
-        return own
+    def independence(self, problem: Problem) -> Floats:
+        """(claims,) the probability that a claim is its source's own; what is copied is so however often it is said."""
+        own = np.ones(int(problem.voice.max(initial=-1)) + 1)
+        np.multiply.at(own, problem.voice[self.claim], 1 - self.copied)
+        return own[problem.voice]
 
 
 @dataclass(frozen=True)
 class Together:
-    """Who says the same as whom, and who speaks of what as well: of a set of claims, whatever is believed of them.
+    """Who says the same as whom, and who speaks of what as well: of a set of claims, whatever is believed of them. Who
+    says the same again later says it once.
 
     copying, copied: (same,) claims of one candidate by two sources, the copier's and its original's. pair: (same,)
     position in names: (pairs,) copier * sources + original. item: (spoken,) what sources speak of, in order, source by
@@ -72,7 +74,8 @@ class Together:
     @classmethod
     def of(cls, model: Model, weight: Floats) -> Together:
         """That of the claims with a weight."""
-        problem, claims = model.problem, np.flatnonzero(weight > 0)
+        problem = model.problem
+        claims = problem.first_of_voices(np.flatnonzero(weight > 0))
         copying, copied, pair, names = _directed(model, *_same_values(model, claims))
         spoken = np.sort(problem.source[claims] * problem.items + problem.item[claims])
         spoken = spoken[np.r_[True, spoken[1:] != spoken[:-1]]] if len(spoken) else spoken
@@ -176,7 +179,9 @@ def _among(wanted: Ints, values: Ints) -> Bools:
 def _chance(model: Model, fitted: Fit) -> Floats:
     """(claims,) how likely each source was to say by itself what it says."""
     problem, item = model.problem, model.problem.candidate_item
-    popular = np.maximum(problem.per_candidate() - 2, 0) / problem.per_item()[item]
+    once = problem.first_of_voices(np.arange(problem.claims))
+    said = np.bincount(problem.candidate[once], minlength=problem.candidates)
+    popular = np.maximum(said - 2, 0) / np.bincount(item, said, problem.items)[item]
     choice = np.maximum(np.exp(-model.log_domain[item]), popular)  # (candidates,)
     exact, other = fitted.profile[:, EXACT], fitted.profile[:, OTHER]  # (sources,)
     chance = fitted.probability[problem.candidate] * exact[problem.source]

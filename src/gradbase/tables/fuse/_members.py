@@ -37,14 +37,15 @@ class Members:
 
 def find_members(problem: Problem, iterations_max: int, earlier: Floats) -> Members:
     """Expectation maximisation from shares of votes; `earlier` (candidates,) is the log-odds of earlier claims."""
-    said = problem.weight > 0
+    said = problem.first_of_voices(np.flatnonzero(problem.weight > 0))
     spoken = np.unique(problem.item[said] * problem.sources + problem.source[said])
     item, source = spoken // problem.sources, spoken % problem.sources
     speakers = np.bincount(item, minlength=problem.items)
-    probability = problem.per_candidate(said.astype(np.float64)) / np.maximum(speakers, 1)[problem.candidate_item]
+    voices = np.bincount(problem.candidate[said], minlength=problem.candidates)
+    probability = voices / np.maximum(speakers, 1)[problem.candidate_item]
     shared = (speakers > 1).astype(np.float64)  # who speaks alone agrees with himself
     for _ in range(iterations_max):
-        found = _evidence(problem, item, source, probability, shared, earlier)
+        found = _evidence(problem, said, (item, source), probability, shared, earlier)
         before, probability = probability, found.probability
         if np.abs(probability - before).max(initial=0.0) < _TOLERANCE:
             break
@@ -52,9 +53,11 @@ def find_members(problem: Problem, iterations_max: int, earlier: Floats) -> Memb
 
 
 def _evidence(
-    problem: Problem, item: Ints, source: Ints, probability: Floats, shared: Floats, earlier: Floats
+    problem: Problem, said: Ints, spoken: tuple[Ints, Ints], probability: Floats, shared: Floats, earlier: Floats
 ) -> Members:
-    """One round: rates of the sources from the members, members from the rates."""
+    """One round: rates of the sources from the members, members from the rates. `said`: claims, one of those that
+    differ in their time alone; `spoken`: items and the sources that speak of them."""
+    item, source = spoken
     weight = problem.weight * shared[problem.item]
     right = problem.per_source(weight * probability[problem.candidate])
     wrong = problem.per_source(weight * (1 - probability[problem.candidate]))
@@ -65,7 +68,8 @@ def _evidence(
     left_out = np.log((1 - sensitivity) / (1 - false_positive))
     claimed = problem.weight * (np.log(sensitivity / false_positive))[problem.source]
     omitted = np.bincount(item, left_out[source], problem.items)[problem.candidate_item]
-    omitted = omitted - problem.per_candidate((problem.weight > 0) * left_out[problem.source]) + earlier
+    omitted -= np.bincount(problem.candidate[said], left_out[problem.source[said]], problem.candidates)
+    omitted += earlier
     score = problem.per_candidate(claimed) + omitted
     believed = 1 / (1 + np.exp(-np.clip(score, -700, 700)))
     return Members(believed, score, sensitivity, false_positive, right, wrong, claimed, omitted)

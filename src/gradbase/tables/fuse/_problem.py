@@ -110,6 +110,20 @@ class Problem:
         speaker[order] = np.cumsum(fresh) - 1
         return speaker, self.item[order[fresh]]
 
+    @cached_property
+    def voice(self) -> Ints:
+        """(claims,) code of the (candidate, source) pair: claims that differ in their time alone have one."""
+        if np.isnan(self.time).all():
+            return np.arange(self.claims)
+        return np.unique(self.candidate * self.sources + self.source, return_inverse=True)[1].reshape(-1)
+
+    def first_of_voices(self, claims: Ints) -> Ints:
+        """Of these claims the first of every voice, in their order."""
+        if np.isnan(self.time).all():
+            return claims
+        order = np.lexsort((self.time[claims], self.voice[claims]))
+        return np.sort(claims[order[_starts([self.voice[claims[order]]])]])
+
     def sources_of_items(self, wanted: npt.NDArray[np.bool_] | None = None) -> Ints:
         """(items,) how many different sources claim something of the item, in claims that are `wanted` (claims,)."""
         speaker, item = self._speakers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradbase.tables.fuse import AttributeOptions, Claims, Config, Hierarchy, Result, infer
-from tests.tables.fuse.worlds import World, odds_left_unexplained, opinions, said_again, vote, with_copiers
+from tests.tables.fuse.worlds import World, changing, odds_left_unexplained, opinions, said_again, vote, with_copiers
 
 
 def gate(result: Result, name: str) -> tuple[bool, float]:
@@ -209,3 +209,14 @@ def test_copiers_are_found_as_well_when_everything_is_said_twice() -> None:
     )
     assert len(result.copies["copier"]) == 10 and copier | original == {"s3", *(f"copier{c}" for c in range(4))}
     assert again.accuracy(claims, result) > vote(world) + 0.05
+
+
+@pytest.mark.parametrize("changes", [0.0, 1.0])
+def test_sources_that_speak_of_an_item_several_times_need_not_copy(changes: float) -> None:
+    """Of what was true then and is now, several sources say both: by that they would all be copiers."""
+    world = changing(items=200, claims=14, changes=changes, seed=1)
+    claims = world.claims(dated=True)
+    gated, off = infer(claims), infer(claims, config=Config(copies="off"))
+    assert len(gated.copies["copier"]) == 0
+    assert world.accuracy(claims, gated) > world.accuracy(claims, off) - 0.01
+    assert len(infer(claims, config=Config(copies="ungated")).copies["copier"]) < 5

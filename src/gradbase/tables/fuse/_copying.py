@@ -1,7 +1,7 @@
 """Who copies whom: sources that share what independent ones would hardly say both (Dong, Berti-Equille, Srivastava,
 "Integrating conflicting data: the role of source dependence", VLDB 2009).
 
-A copier takes its original's value with probability `rate` and speaks for itself otherwise. The same true value tells
+A copier takes a value of its original with probability `rate` and speaks for itself otherwise. The same true value tells
 little, for both are likely to know it; the same rare and false one tells much. Values that many of an item claim are
 popular, and sharing them is no sign either.
 
@@ -61,7 +61,8 @@ class Together:
 
     copying, copied: (same,) claims of one candidate by two sources, the copier's and its original's. pair: (same,)
     position in names: (pairs,) copier * sources + original. item: (spoken,) what sources speak of, in order, source by
-    source; bounds: (sources + 1,) where each begins.
+    source; bounds: (sources + 1,) where each begins; voices: (spoken,) how many different values they say of it.
+    beside: (claims,) how many the source of a claim says of its item.
     """
 
     copying: Claimed
@@ -70,6 +71,8 @@ class Together:
     names: Ints
     item: npt.NDArray[np.int32]
     bounds: Ints
+    voices: npt.NDArray[np.int32]
+    beside: npt.NDArray[np.int32]
 
     @classmethod
     def of(cls, model: Model, weight: Floats) -> Together:
@@ -77,10 +80,16 @@ class Together:
         problem = model.problem
         claims = problem.first_of_voices(np.flatnonzero(weight > 0))
         copying, copied, pair, names = _directed(model, *_same_values(model, claims))
-        spoken = np.sort(problem.source[claims] * problem.items + problem.item[claims])
-        spoken = spoken[np.r_[True, spoken[1:] != spoken[:-1]]] if len(spoken) else spoken
+        of = problem.source * problem.items + problem.item
+        said = np.sort(of[claims])
+        starts = np.flatnonzero(np.r_[True, said[1:] != said[:-1]]) if len(said) else np.empty(0, np.int64)
+        voices, spoken = np.diff(np.r_[starts, len(said)]).astype(np.int32), said[starts]
+        beside = np.ones(problem.claims, dtype=np.int32)
+        if len(spoken) < len(claims):
+            beside[claims] = voices[np.searchsorted(spoken, of[claims])]
         bounds = np.searchsorted(spoken, np.arange(problem.sources + 1) * problem.items)
-        return cls(copying, copied, pair, names, (spoken % max(1, problem.items)).astype(np.int32), bounds)
+        item = (spoken % max(1, problem.items)).astype(np.int32)
+        return cls(copying, copied, pair, names, item, bounds, voices, beside)
 
     @property
     def active(self) -> int:
@@ -92,31 +101,42 @@ class Together:
         width = max(1, len(self.bounds) - 1)
         return names // width, names % width
 
-    def shared(self, copier: Ints, original: Ints) -> Ints:
-        """(pairs,) items that both speak of."""
-        items = {s: self.item[self.bounds[s] : self.bounds[s + 1]] for s in {*copier.tolist(), *original.tolist()}}
-        both = (
-            len(np.intersect1d(items[a], items[b], assume_unique=True))
-            for a, b in zip(copier.tolist(), original.tolist(), strict=True)
-        )
-        return np.fromiter(both, np.int64, len(copier))
+    def shared(self, copier: Ints, original: Ints) -> tuple[Ints, Ints]:
+        """(pairs,) items that both speak of, and how many values the copier says of them."""
+        shared, said = np.empty(len(copier), np.int64), np.empty(len(copier), np.int64)
+        for k, (one, other) in enumerate(zip(copier.tolist(), original.tolist(), strict=True)):
+            both = self._also(one, other)
+            shared[k], said[k] = len(both), self.voices[both].sum()
+        return shared, said
+
+    def _also(self, one: int, other: int) -> Ints:
+        """Positions in `item` of what one source speaks of and the other as well."""
+        (start, stop), (begin, end) = self.bounds[one : one + 2], self.bounds[other : other + 2]
+        mine, theirs = self.item[start:stop], self.item[begin:end]
+        if stop - start > end - begin:  # what is fewer is looked up
+            place = np.searchsorted(mine, theirs)
+            return start + place[mine[np.minimum(place, len(mine) - 1)] == theirs]
+        place = np.minimum(np.searchsorted(theirs, mine), len(theirs) - 1)
+        return start + np.flatnonzero(theirs[place] == mine)
 
 
 def detect(model: Model, fitted: Fit, together: Together) -> Copying:
     """Pairs with evidence beyond chance."""
-    chance = _chance(model, fitted)[together.copying]
+    chance = _chance(model, fitted)
+    chance = np.where(together.beside > 1, -np.expm1(together.beside * np.log1p(-chance)), chance)[together.copying]
     suspected = _suspected(together, chance)
     copier, original = together.sources(together.names[suspected])
     pair, used = _renumbered(together, suspected)
     copying, chance, agreed = together.copying[used], chance[used], np.bincount(pair, minlength=len(copier))
-    shared = together.shared(copier, original)
-    by_rate = np.stack([_evidence(rate, pair, chance, agreed, shared) for rate in RATES], axis=1)
+    choice = 1 / together.beside[together.copied[used]]
+    shared, said = together.shared(copier, original)
+    by_rate = np.stack([_evidence(rate, pair, chance, choice, said - agreed) for rate in RATES], axis=1)
     evidence = by_rate.max(axis=1, initial=-np.inf)
     rate = RATES[by_rate.argmax(axis=1)] if len(copier) else np.empty(0)
     kept = evidence > _EVIDENCE_MIN + np.log(max(1, together.active * (together.active - 1) // 2))
     found = kept[pair]
-    own_rate = rate[pair[found]]
-    copied = own_rate / (own_rate + (1 - own_rate) * chance[found])
+    taken, own = rate[pair[found]] * choice[found], (1 - rate[pair[found]]) * chance[found]
+    copied = taken / (taken + own)
     pairs = (column[kept] for column in (copier, original, evidence, rate, shared, agreed))
     return Copying(*pairs, copying[found].astype(np.int64), copied)
 
@@ -127,8 +147,8 @@ def twins(together: Together) -> Copying:
     often = np.bincount(together.pair, minlength=len(together.names)) >= _TWIN_SAME
     copier, original = together.sources(together.names[often])
     pair, used = _renumbered(together, often)
-    shared, agreed = together.shared(copier, original), np.bincount(pair, minlength=len(copier))
-    rate = agreed / np.maximum(shared, 1)
+    (shared, said), agreed = together.shared(copier, original), np.bincount(pair, minlength=len(copier))
+    rate = agreed / np.maximum(said, 1)
     kept = rate >= _TWIN_RATE
     found = kept[pair]
     copied = np.minimum(rate[pair[found]], RATES[-1])
@@ -258,7 +278,8 @@ def _suspected(together: Together, chance: Floats) -> Bools:
     return suspected
 
 
-def _evidence(rate: float, pair: Ints, chance: Floats, agreed: Ints, shared: Ints) -> Floats:
-    """(pairs,) log odds of copying at this rate over independence."""
-    gained = np.log((rate + (1 - rate) * chance) / chance)
-    return np.bincount(pair, gained, len(agreed)) + np.maximum(shared - agreed, 0) * np.log(1 - rate)
+def _evidence(rate: float, pair: Ints, chance: Floats, choice: Floats, other: Ints) -> Floats:
+    """(pairs,) log odds of copying at this rate over independence. (same,) `chance` that the copier says this by itself,
+    `choice` that it is what a copier takes of what the original says; (pairs,) `other`: what else the copier says."""
+    gained = np.log((rate * choice + (1 - rate) * chance) / chance)
+    return np.bincount(pair, gained, len(other)) + other * np.log(1 - rate)

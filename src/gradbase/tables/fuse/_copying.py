@@ -1,9 +1,9 @@
 """Who copies whom: sources that share what independent ones would hardly say both (Dong, Berti-Equille, Srivastava,
 "Integrating conflicting data: the role of source dependence", VLDB 2009).
 
-A copier takes a value of its original with probability `rate` and speaks for itself otherwise. The same true value tells
-little, for both are likely to know it; the same rare and false one tells much. Values that many of an item claim are
-popular, and sharing them is no sign either.
+A copier takes a value of its original with probability `rate` and speaks for itself otherwise. The same true value
+tells little, for both are likely to know it; the same rare and false one tells much. Values that many of an item claim
+are popular, and sharing them is no sign either.
 
 Whether copies are then discounted is decided outside, on held-out claims (`_gates`).
 """
@@ -279,7 +279,7 @@ def _suspected(together: Together, chance: Floats) -> Bools:
 
 
 def _evidence(rate: float, pair: Ints, chance: Floats, choice: Floats, other: Ints) -> Floats:
-    """(pairs,) log odds of copying at this rate over independence. (same,) `chance` that the copier says this by itself,
-    `choice` that it is what a copier takes of what the original says; (pairs,) `other`: what else the copier says."""
+    """(pairs,) log odds of copying at this rate over independence. (same,) `chance` that the copier says this by
+    itself, `choice` that a copier takes this of what the original says; (pairs,) `other`: what else the copier says."""
     gained = np.log((rate * choice + (1 - rate) * chance) / chance)
     return np.bincount(pair, gained, len(other)) + other * np.log(1 - rate)

@@ -9,6 +9,7 @@ workspace), and which of its allocations are its results.
 from __future__ import annotations
 
 import contextlib
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ from gradbase.ir.logical import Operator
 
 _LEAST_RUNS, _MOST_RUNS = 3, 15
 _ENOUGH_US = 40_000.0
+_PATIENCE = 4  # times as long, where other processes disturb
 # RAdam waits so many steps for its second moment, and then needs more memory.
 _UNSTEADY_STEPS = {optim.RAdam: 6}
 # The kernel counts pages per processor and adds them up now and then: less than this is noise.
@@ -303,17 +305,33 @@ def _nbytes(tensor: torch.Tensor | None) -> int:
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> list[float]:
-    """Runs until the times add up to enough, after one run that warms caches."""
+    """Runs until the times add up to enough, after one run that warms caches.
+
+    A run during which the system gave a core to another process says how busy the machine is, not how long the operator
+    takes: it counts only where enough others cannot be had.
+    """
     wait = torch.cuda.synchronize if device.type == "cuda" else _no_wait
     run()
     wait()
     times_us: list[float] = []
-    while len(times_us) < _LEAST_RUNS or (len(times_us) < _MOST_RUNS and sum(times_us) < _ENOUGH_US):
-        start = time.perf_counter()
+    undisturbed_us: list[float] = []
+    while not _enough(undisturbed_us, _ENOUGH_US) and not _enough(times_us, _PATIENCE * _ENOUGH_US):
+        switches, start = _taken_cores(), time.perf_counter()
         run()
         wait()
         times_us.append((time.perf_counter() - start) * 1e6)
-    return times_us
+        if _taken_cores() == switches:
+            undisturbed_us.append(times_us[-1])
+    return undisturbed_us if len(undisturbed_us) >= _LEAST_RUNS else times_us
+
+
+def _enough(times_us: list[float], enough_us: float) -> bool:
+    return len(times_us) >= _MOST_RUNS or (len(times_us) >= _LEAST_RUNS and sum(times_us) >= enough_us)
+
+
+def _taken_cores() -> int:
+    """How often the system has taken a core from a thread of this process that wanted to go on."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _no_wait() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradbase.common.errors import UsageError
 from gradbase.tables.fuse._kinds import Kind, is_missing, kind_named, to_date, to_number
-from gradbase.tables.fuse._problem import factorize
+from gradbase.tables.fuse._problem import all_different, factorize
 from gradbase.tables.fuse._types import AttributeOptions, Claims, Floats, Hierarchy, Ints
 
 _MOSTLY = 0.95  # of the distinct values, to be numbers or dates
@@ -105,7 +105,7 @@ def _several(claims: Claims, rows: Ints) -> float:
     if claims.time is not None and not np.isnan(claims.time[rows]).all():
         return 0.0
     speaker = claims.object[rows] * len(claims.source_names) + claims.source[rows]
-    if (speaker[1:] > speaker[:-1]).all():  # as tables are read: each speaks once
+    if all_different(speaker):  # each speaks once
         return 0.0
     raw, raws = factorize(claims.value[rows])
     value = np.append(factorize(list(map(str, raws)))[0], -1)[raw]

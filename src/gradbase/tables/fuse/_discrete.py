@@ -124,7 +124,8 @@ class Fit:
 def fit(model: Model, weight: Floats, iterations_max: int, start: Fit | None = None) -> Fit:
     """Expectation maximisation. `weight` (claims,): 0 for claims to be left out, less than 1 for copies."""
     problem = model.problem
-    shared = shared_claims(model, weight)
+    heard = weight * shared_claims(model, weight)
+    total = problem.per_source(heard)
     mean = BASE if start is None else start.mean
     prior = np.tile(mean, (problem.sources, 1)) if model.prior is None else model.prior
     profile, lift = (prior, np.zeros(problem.claims)) if start is None else (start.profile, start.lift)
@@ -133,10 +134,10 @@ def fit(model: Model, weight: Floats, iterations_max: int, start: Fit | None = N
     for _ in range(iterations_max):
         score = scores(model, profile, lift, weight)
         probability, unclaimed = posterior(model, score)
-        counts = _counts(model, probability[model.links.true], weight * shared)
+        counts = _counts(model, probability[model.links.true], heard, total)
         profile, mean = _profiles(model, counts, mean)
         if model.lifted:
-            lift = _lifts(problem, profile, probability, weight * shared)
+            lift = _lifts(problem, profile, probability, heard)
         if np.abs(probability - before).max(initial=0.0) < _TOLERANCE:
             break
         before = probability
@@ -200,17 +201,19 @@ def posterior(model: Model, score: Floats, sharpness: Floats | None = None) -> t
 
 def profiles_of(model: Model, beliefs: Floats, weight: Floats, mean: Floats) -> tuple[Floats, Floats, Floats]:
     """profile, counts and mean, given how probably each link's value was true when it was claimed (links,)."""
-    counts = _counts(model, beliefs, weight * shared_claims(model, weight))
+    heard = weight * shared_claims(model, weight)
+    counts = _counts(model, beliefs, heard, model.problem.per_source(heard))
     profile, mean = _profiles(model, counts, mean)
     return profile, counts, mean
 
 
-def _counts(model: Model, beliefs: Floats, weight: Floats) -> Floats:
-    """(sources, RELATIONS) how often each source's claims stand in each relation to the truth, in expectation."""
+def _counts(model: Model, beliefs: Floats, weight: Floats, total: Floats) -> Floats:
+    """(sources, RELATIONS) how often each source's claims stand in each relation to the truth, in expectation. `total`
+    (sources,): the sums of their weights."""
     links, problem = model.links, model.problem
     held = weight[links.claim] * beliefs
     counts = np.bincount(model.cell, held, problem.sources * RELATIONS).reshape(-1, RELATIONS)
-    counts[:, OTHER] = np.maximum(problem.per_source(weight) - counts[:, :OTHER].sum(axis=1), 0.0)
+    counts[:, OTHER] = np.maximum(total - counts[:, :OTHER].sum(axis=1), 0.0)
     return counts if model.known is None else counts + model.known
 
 

@@ -241,10 +241,18 @@ def _said_once(claims: Claims, keys: Keys, rows: Ints) -> tuple[Ints, Floats]:
     """Of the rows that say the same one each, the most confident, and at how many different times it is said."""
     item, source, code, time = _columns(claims, keys, rows)
     speaker = item * len(claims.source_names) + source
-    if (speaker[1:] > speaker[:-1]).all():  # as tables are read: nobody says two things of an item
+    if all_different(speaker):  # nobody says two things of an item
         return rows, np.ones(len(rows))
     first = _first_of_each((item, source, code, time), _confidence(claims, rows))
     return rows[first], _repeats((item[first], source[first], code[first]))
+
+
+def all_different(numbers: Ints) -> bool:
+    """Whether no number occurs twice; of sorted ones, as they come from tables that are read, this is seen at once."""
+    if (numbers[1:] > numbers[:-1]).all():
+        return True
+    ordered = np.sort(numbers)
+    return bool((ordered[1:] != ordered[:-1]).all())
 
 
 def _sorted_by(item_mark: Hashes, source_mark: Hashes, value_mark: Hashes, time: Floats) -> Ints:

@@ -168,7 +168,8 @@ class Updater:
         known = self._scratch.get(like.dtype)
         if known is None or known.numel() < like.numel():
             known = self._scratch[like.dtype] = torch.empty(max(BLOCK_NUMEL, like.numel()), dtype=like.dtype)
-        return known[: like.numel()].view(like.shape)
+        flat = known[: like.numel()]
+        return flat if like.dim() == 1 else flat.view(like.shape)
 
 
 def row_sums(layout: Layout, memory: Memory, name: str, shard: int | None) -> torch.Tensor:

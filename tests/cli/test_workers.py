@@ -96,6 +96,8 @@ def test_the_codec_is_told_with_its_bytes(cache: Path) -> None:
     ("arguments", "words"),
     [
         (("--workers", "2", "--consistency", "sspp"), "no consistency is called 'sspp'"),
+        (("--workers", "100000"), "100000 workers are too many for"),
+        (("--workers", "100000", "--engine", "ray"), "100000 workers are too many for"),
         (("--workers", "2", "--durability", "wal"), "--durability wal needs a directory"),
         (("--workers", "2", "--resume"), "--resume goes on where a store stands"),
         (("--workers", "2", "--address", "auto"), "--address is that of a Ray cluster"),

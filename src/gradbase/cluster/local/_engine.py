@@ -50,6 +50,7 @@ from gradbase.store.machine import Notes
 from gradbase.store.machine.consistency import Job, Logging
 from gradbase.store.update import UpdateRule, rule_of
 
+_WORKERS_PER_CORE = 32  # more would fill the memory with processes that wait for a core
 _STOPPED_S = 2.0  # a process that is stopped (SIGSTOP) while it has work is ended after this long
 _IN_VAIN_MAX = 3  # so often a run is gone back with that comes no further than the one before
 _IDLE_S = 120.0  # likewise one that gets no processor time at all: its input hangs, or a lock
@@ -323,6 +324,7 @@ class LocalEngine:
         return choose_logging(costs, disk, request.consistency, where.layout.slab_nbytes)
 
     def _launcher(self, closing: contextlib.ExitStack) -> Launcher:
+        check_workers(self._request.workers)
         return _Forks(self._request.workers - 1, closing)
 
     def _note_lost(self, worker: Worker, launcher: Launcher) -> None:
@@ -446,6 +448,16 @@ class _Forks:
             self._steward.admit(self._channels.pop(ticket), _descriptor_of(pid), pid)
         elif verb == "failed":
             raise rest[0]
+
+
+def check_workers(count: int) -> None:
+    """Raise UsageError for more workers than this host can be meant to have."""
+    cores = os.cpu_count() or 1
+    if count > _WORKERS_PER_CORE * cores:
+        raise UsageError(
+            f"{count} workers are too many for {cores} core{'' if cores == 1 else 's'}: each is a process of its own",
+            f"use {cores}, or at most {_WORKERS_PER_CORE * cores}",
+        )
 
 
 def _check_logging(request: Request, where: Map, codec: str) -> None:

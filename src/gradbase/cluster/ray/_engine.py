@@ -22,7 +22,7 @@ from typing import Any
 
 from gradbase.cluster.channel import Channel
 from gradbase.cluster.job import CodecChoice, Outcome, Request, Traffic
-from gradbase.cluster.local import Launcher, LocalEngine, Map, SharedPages, Slab, StoreChoice, Task
+from gradbase.cluster.local import Launcher, LocalEngine, Map, SharedPages, Slab, StoreChoice, Task, check_workers
 from gradbase.cluster.ray._actor import Home, Servant
 from gradbase.cluster.ray._link import LinkProbe, pull_probe
 from gradbase.cluster.ray._remote import PageServer
@@ -71,6 +71,8 @@ class RayEngine(LocalEngine):
         self._address, self._wire = address, wire
 
     def _run_until_done(self) -> Outcome:
+        if self._address is None:
+            check_workers(self._request.workers)
         with contextlib.ExitStack() as closing:
             _connect(_imported_ray(), self._request, self._address, closing)
             return super()._run_until_done()

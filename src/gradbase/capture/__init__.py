@@ -4,7 +4,7 @@ from gradbase.capture._batch import Batch, take_apart
 from gradbase.capture._blocks import BlockStep, takes_blocks
 from gradbase.capture._capture import Captured, capture_step
 from gradbase.capture._eager import eager_peak_bytes
-from gradbase.capture._optimizer import PartialStep, is_separable, twin_of
+from gradbase.capture._optimizer import PartialStep, is_separable, state_of_new, twin_of
 from gradbase.capture._program import Call, Kept, Program, Ref, eager_signature
 from gradbase.capture._python import contents_of, numbers_of
 from gradbase.capture._updates import Update
@@ -25,6 +25,7 @@ __all__ = [
     "eager_signature",
     "is_separable",
     "numbers_of",
+    "state_of_new",
     "take_apart",
     "takes_blocks",
     "twin_of",

@@ -51,6 +51,16 @@ def twin_of(optimizer: optim.Optimizer) -> Any:
     return twin
 
 
+def state_of_new(optimizer: optim.Optimizer, parameters: Sequence[torch.Tensor]) -> Any:
+    """The state that such an optimizer has of new parameters before a step: none, but what Adagrad's constructor
+    makes (before torch 2.12; later its first step does)."""
+    state = type(optimizer.state)(dict)
+    if isinstance(optimizer, optim.Adagrad):
+        start = optimizer.defaults["initial_accumulator_value"]
+        state.update(optim.Adagrad(list(parameters), initial_accumulator_value=start).state)
+    return state
+
+
 class StandIn:
     """An optimizer's own code, run on other state and groups than the optimizer's."""
 
@@ -153,7 +163,7 @@ def _shape_on(device: torch.device, optimizer: optim.Optimizer, parameter: torch
     group = {**group_of(optimizer, parameter), "params": [stand_in]}
     if "fused" in group:
         group["fused"] = None
-    trial, state = StandIn(optimizer), type(optimizer.state)(dict)
+    trial, state = StandIn(optimizer), state_of_new(optimizer, [stand_in])
     with torch.no_grad():
         trial.step(state, [group])  # creates the state
         with _CountTraffic(device) as traffic:

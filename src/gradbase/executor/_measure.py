@@ -19,7 +19,7 @@ from torch import optim
 from torch.profiler import ProfilerActivity, profile
 
 from gradbase.buffer import AllocationLog, Frames
-from gradbase.capture import BlockStep, Call, PartialStep, Program, Update, takes_blocks, twin_of
+from gradbase.capture import BlockStep, Call, PartialStep, Program, Update, state_of_new, takes_blocks, twin_of
 from gradbase.catalog import OperatorStatistics
 from gradbase.common.errors import CaptureError
 from gradbase.common.malloc import release_freed_memory
@@ -192,7 +192,7 @@ class Analyzer:
         blocks = self._in_blocks(run, update)
         whole_bytes = pack_workspace(steady.allocations).nbytes
         if blocks is not None:
-            run.state.clear()
+            run.optimizer.state = state_of_new(run.optimizer, run.parameters)
             run = blocks
             creating, steady = self._both_logs(run)
         trait = Trait(
@@ -284,7 +284,7 @@ def _trial(
         by_id[id(parameter)] = torch.nn.Parameter(pair[0])
         by_id[id(parameter)].grad = pair[1]
     trial = twin_of(optimizer)
-    trial.state = type(optimizer.state)(dict)
+    trial.state = state_of_new(optimizer, list(by_id.values()))
     trial.param_groups = [
         {**g, "params": [by_id[id(p)] for p in g["params"] if id(p) in by_id]} for g in optimizer.param_groups
     ]

@@ -49,11 +49,11 @@ class Net(torch.nn.Module):
 
 
 def two_groups(make, model):
-    """Parameter groups with settings of their own."""
-    optimizer = make([p for n, p in model.named_parameters() if n.startswith("a") and p.requires_grad])
+    """Parameter groups with settings of their own. (Not by `add_param_group`: Adagrad forgot its state there before
+    torch 2.12.)"""
+    first = [p for n, p in model.named_parameters() if n.startswith("a") and p.requires_grad]
     rest = [p for n, p in model.named_parameters() if not n.startswith("a")]
-    optimizer.add_param_group({"params": rest, "lr": 0.03, "weight_decay": 0.02})
-    return optimizer
+    return make([{"params": first}, {"params": rest, "lr": 0.03, "weight_decay": 0.02}])
 
 
 def store_of(model, rule, shard_count=2, page_bytes=1024, sharded=True):

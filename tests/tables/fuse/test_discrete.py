@@ -220,3 +220,19 @@ def test_sources_that_speak_of_an_item_several_times_need_not_copy(changes: floa
     assert len(gated.copies["copier"]) == 0
     assert world.accuracy(claims, gated) > world.accuracy(claims, off) - 0.01
     assert len(infer(claims, config=Config(copies="ungated")).copies["copier"]) < 5
+
+
+@pytest.mark.parametrize("values", [2, 3, 5])
+@pytest.mark.parametrize("accuracies", [[0.75] * 6, [0.95, 0.8, 0.6, 0.6, 0.6, 0.6]])
+def test_of_a_few_values_one_is_true_however_much_sources_differ(accuracies: list[float], values: int) -> None:
+    """Yes and no are all there is: that nobody says the truth explains no disagreement."""
+    right, voted, believed = [], [], []
+    for seed in range(3):
+        world = opinions(accuracies, items=200, cover=0.6, values=values, seed=seed)
+        claims = world.claims()
+        result = infer(claims)
+        right.append(world.accuracy(claims, result))
+        voted.append(vote(world))
+        believed.append(float(result.truths["probability"].mean()))
+    assert np.mean(right) > np.mean(voted) - 0.01
+    assert abs(np.mean(right) - np.mean(believed)) < 0.1

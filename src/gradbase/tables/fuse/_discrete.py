@@ -30,6 +30,7 @@ STRENGTH = 4.0  # claims that a profile's prior is worth
 LIFT_STRENGTH = 2.0  # claims that "no lift" is worth
 BASE = np.array([0.60, 0.15, 0.05, 0.05, 0.15])  # the first guess at the mean profile
 _PROFILE_MIN = 1e-4
+_UNSEEN_MIN = 1e-6  # values of a domain that is known to its last
 _TOLERANCE = 1e-4  # of probabilities, between rounds
 
 
@@ -90,17 +91,24 @@ class Model:
         vocabulary = self.problem.vocabulary
         return np.log(np.where(vocabulary > DOMAIN, DOMAIN + self._claimed, np.maximum(vocabulary - 1, 1)))
 
-    @cached_property
-    def log_rest(self) -> Floats:
-        """(items,) of the number of values of the domain that nobody claimed, at least one."""
+    def log_rest(self, claimed: Ints) -> Floats:
+        """(items,) of the number of values of the domain beyond the `claimed` (items,) ones. Where those are all of a
+        small vocabulary, what is left are those that no claim is of yet."""
         vocabulary = self.problem.vocabulary
-        return np.log(np.where(vocabulary > DOMAIN, DOMAIN, np.maximum(vocabulary - self._claimed, 1)))
+        unseen = np.where(vocabulary > 1, np.maximum(self.problem.unseen, _UNSEEN_MIN), 1.0)
+        rest = np.where(vocabulary > claimed, vocabulary - claimed, unseen)
+        return np.log(np.where(vocabulary > DOMAIN, DOMAIN, rest))
 
     @cached_property
     def log_unclaimed(self) -> Floats:
-        """(items,) what those weigh together, where a claimed value weighs one before its claims. The values of a
-        small vocabulary weigh alike; of an open domain, what is claimed at all is likelier from the start."""
-        return np.where(self.problem.vocabulary > DOMAIN, np.log(UNCLAIMED), 0.0) + self.log_rest
+        """(items,) what the values that nobody claimed weigh together."""
+        return self.log_weight + self.log_rest(self._claimed)
+
+    @cached_property
+    def log_weight(self) -> Floats:
+        """(items,) what such a value weighs, where a claimed one weighs one before its claims. The values of a small
+        vocabulary weigh alike; of an open domain, what is claimed at all is likelier from the start."""
+        return np.where(self.problem.vocabulary > DOMAIN, np.log(UNCLAIMED), 0.0)
 
     @cached_property
     def _claimed(self) -> Ints:
@@ -186,11 +194,14 @@ class Sharpness:
 AS_FOUND = Sharpness()
 
 
-def posterior(model: Model, score: Floats, sharpness: Floats | None = None) -> tuple[Floats, Floats]:
-    """Probabilities of the candidates and, per item, of a value that nobody claimed. `sharpness` (items,)."""
+def posterior(
+    model: Model, score: Floats, sharpness: Floats | None = None, unclaimed: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Probabilities of the candidates and, per item, of a value that nobody claimed. `sharpness` (items,); `unclaimed`
+    (items,) the log of what such values weigh, where that is not the model's."""
     problem = model.problem
     sharpness = np.ones(problem.items) if sharpness is None else sharpness
-    unclaimed = model.log_unclaimed
+    unclaimed = model.log_unclaimed if unclaimed is None else unclaimed
     top = unclaimed.copy()
     np.maximum.at(top, problem.candidate_item, score)
     raised = np.exp(sharpness[problem.candidate_item] * (score - top[problem.candidate_item]))
@@ -266,7 +277,9 @@ def predict(
     problem, links = model.problem, model.links
     alive = np.bincount(problem.candidate[~held], minlength=problem.candidates) > 0
     sharp = sharpness.of_items(problem, alive)
-    probability, unclaimed = posterior(model, np.where(alive, fitted.score, -np.inf), sharp)
+    rest = model.log_rest(np.bincount(problem.candidate_item[alive], minlength=problem.items))
+    score = np.where(alive, fitted.score, -np.inf)
+    probability, unclaimed = posterior(model, score, sharp, model.log_weight + rest)
     log_domain, item = model.log_domain, problem.item
     exact, other = fitted.profile[problem.source, EXACT], fitted.profile[problem.source, OTHER]
     other = other * np.exp(-log_domain[item])
@@ -275,7 +288,7 @@ def predict(
     believed = probability[true] if beliefs is None else alive[true] * beliefs[used]
     related = fitted.profile[problem.source[claim], links.relation[used]] * np.exp(links.choices[used])
     extra = np.bincount(claim, believed * (related - other[claim]), problem.claims)
-    novel = ~alive[problem.candidate] * unclaimed[item] * exact * np.exp(-model.log_rest[item])
+    novel = ~alive[problem.candidate] * unclaimed[item] * exact * np.exp(-rest[item])
     return np.log(np.maximum(other + extra + novel, 1e-12))[held]
 
 

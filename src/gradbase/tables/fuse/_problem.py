@@ -34,7 +34,8 @@ class Problem:
     draw: (claims,) in [0, 1), a fixed random number that depends on content only.
     cell: one number per (source, attribute, key).
     rank: (candidates,) the place of the key's text among those of all keys.
-    vocabulary: (items,) how many different values the item's attribute has over all items.
+    vocabulary: (items,) how many different values the item's attribute has over all items; unseen: (items,) the share
+        of them that are claimed but once: what a next claim would bring that is none of them (Good, Biometrika 1953).
     """
 
     row: Ints
@@ -52,6 +53,7 @@ class Problem:
     object: Ints  # (items,)
     attribute: Ints  # (items,)
     vocabulary: Ints
+    unseen: Floats
     sources: int
     kinds: Mapping[int, Kind] = field(repr=False)
 
@@ -88,6 +90,7 @@ class Problem:
             object=self.object[kept],
             attribute=self.attribute[kept],
             vocabulary=self.vocabulary[kept],
+            unseen=self.unseen[kept],
         )
 
     def per_candidate(self, amounts: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -210,6 +213,7 @@ def build(claims: Claims, kinds: Mapping[int, Kind], keys: Keys, rows: Ints) -> 
     items, item_names = _in_order(item)
     candidate, candidates = _in_order(items * width + code)
     attribute = item_names % attributes
+    vocabulary, unseen = _vocabulary(claims.attribute[rows], code, attributes)
     said = candidates % width
     return Problem(
         row=rows,
@@ -226,7 +230,8 @@ def build(claims: Claims, kinds: Mapping[int, Kind], keys: Keys, rows: Ints) -> 
         value=keys.value[said],
         object=item_names // attributes,
         attribute=attribute,
-        vocabulary=_vocabulary(claims.attribute[rows], code, attributes)[attribute],
+        vocabulary=vocabulary[attribute],
+        unseen=unseen[attribute],
         sources=names,
         kinds=kinds,
     )
@@ -268,10 +273,11 @@ def _columns(claims: Claims, keys: Keys, rows: Ints) -> tuple[Ints, Ints, Ints, 
     return item, claims.source[rows], keys.code[rows], time
 
 
-def _vocabulary(attribute: Ints, code: Ints, attributes: int) -> Ints:
-    """(attributes,) how many different values are claimed of each."""
-    _, first = np.unique(code, return_index=True)
-    return np.bincount(attribute[first], minlength=attributes)
+def _vocabulary(attribute: Ints, code: Ints, attributes: int) -> tuple[Ints, Floats]:
+    """(attributes,) how many different values are claimed of each, and the share of those that are claimed once."""
+    _, first, counts = np.unique(code, return_index=True, return_counts=True)
+    vocabulary = np.bincount(attribute[first], minlength=attributes)
+    return vocabulary, np.bincount(attribute[first], counts == 1, attributes) / np.maximum(vocabulary, 1)
 
 
 def _confidence(claims: Claims, rows: Ints) -> Floats:

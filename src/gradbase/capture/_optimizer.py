@@ -10,6 +10,7 @@ The update itself is the optimizer's own `step`, called on a stand-in that share
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,13 +53,26 @@ def twin_of(optimizer: optim.Optimizer) -> Any:
 
 
 def state_of_new(optimizer: optim.Optimizer, parameters: Sequence[torch.Tensor]) -> Any:
-    """The state that such an optimizer has of new parameters before a step: none, but what Adagrad's constructor
-    makes (before torch 2.12; later its first step does)."""
+    """The state that the optimizer's step finds for new parameters: none where it makes it."""
     state = type(optimizer.state)(dict)
-    if isinstance(optimizer, optim.Adagrad):
+    if isinstance(optimizer, optim.Adagrad) and not _adagrad_makes_state():
         start = optimizer.defaults["initial_accumulator_value"]
         state.update(optim.Adagrad(list(parameters), initial_accumulator_value=start).state)
     return state
+
+
+@functools.cache
+def _adagrad_makes_state() -> bool:
+    """Whether its step makes what is missing (torch 2.13), or counts on its constructor to have done so (torch 2.11)."""
+    parameter = torch.nn.Parameter(torch.zeros(1, device="meta"))
+    parameter.grad = torch.zeros(1, device="meta")
+    optimizer = optim.Adagrad([parameter], foreach=False)
+    optimizer.state.clear()
+    try:
+        optimizer.step()
+    except KeyError:
+        return False
+    return True
 
 
 class StandIn:

@@ -63,7 +63,7 @@ def state_of_new(optimizer: optim.Optimizer, parameters: Sequence[torch.Tensor])
 
 @functools.cache
 def _adagrad_makes_state() -> bool:
-    """Whether its step makes what is missing (torch 2.13), or counts on its constructor to have done so (torch 2.11)."""
+    """Whether its step makes what is missing (torch 2.13), or counts on its constructor to have done so (2.11)."""
     parameter = torch.nn.Parameter(torch.zeros(1, device="meta"))
     parameter.grad = torch.zeros(1, device="meta")
     optimizer = optim.Adagrad([parameter], foreach=False)

@@ -49,7 +49,7 @@ class Net(torch.nn.Module):
 
 
 def two_groups(make, model):
-    """Parameter groups with settings of their own. (Not by `add_param_group`: torch 2.11's Adagrad forgets state there.)"""
+    """Parameter groups with settings of their own. (Not by `add_param_group`: Adagrad of torch 2.11 forgets it.)"""
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     first, rest = ([p for n, p in trained.items() if n.startswith("a") is kind] for kind in (True, False))
     return make([{"params": first}, {"params": rest, "lr": 0.03, "weight_decay": 0.02}])

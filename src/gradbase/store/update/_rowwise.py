@@ -65,7 +65,9 @@ def update_rows(
     flat = gradients.flatten(1).to(row_sum.dtype)
     sums = row_sum[rows].add_(flat.square().mean(dim=1))
     row_sum[rows] = sums
-    step = flat.div(sums.sqrt_().add_(eps).unsqueeze(1)).to(table.dtype)
-    # Reading the rows, adding and writing them is twice as fast as index_add_ here.
+    step = flat.div(sums.sqrt_().add_(eps).unsqueeze(1))
+    # Reading the rows, adding and writing them is twice as fast as index_add_ here. In the accumulator's precision the
+    # bits of a row do not depend on how many others there are; in half precision they do.
     whole = table.flatten(1)
-    whole.index_copy_(0, rows, whole.index_select(0, rows).add_(step, alpha=-lr))
+    changed = whole.index_select(0, rows).to(step.dtype).add_(step, alpha=-lr)
+    whole.index_copy_(0, rows, changed.to(table.dtype))

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from gradbase.common.errors import UsageError
 from gradbase.store.layout import ITEM_BYTES, Layout, Page, TensorSpec, elements, page_view
-from gradbase.store.update._kernels import KERNELS, update_directed
+from gradbase.store.update._kernels import KERNELS, Kernel, State, update_directed
 from gradbase.store.update._rowwise import accumulator_dtype, update_rows
 from gradbase.store.update._rule import Settings, UpdateRule
 
@@ -23,6 +24,7 @@ ROW_OPTIMIZERS = ("SGD", "Adagrad", "RowwiseAdagrad")
 _ACCUMULATOR_BYTES_MAX = 8
 VALUES = "values"
 STEPS = "steps"
+_GRAIN_NUMEL = 128  # the vector loops of torch's kernels take a divisor of it at once
 
 
 def memory_plan(layout: Layout, rule: UpdateRule, shard: int | None = None) -> dict[str, int]:
@@ -125,6 +127,8 @@ class Updater:
         settings = self.rule.settings(name)
         assert settings is not None, f"{name} is not trained"
         kernel = update_directed if name in self.rule.directed else KERNELS[settings["optimizer"]]
+        if self.layout.tensors[page.tensor].kind == "rows" and value.numel() % _GRAIN_NUMEL:
+            kernel = _in_grains(kernel)
         kernel(settings, value, self.reduced(gradients, scale), state, step)
 
     def reduce(self, number: int, gradients: Sequence[torch.Tensor], scale: float | None = None) -> torch.Tensor:
@@ -170,6 +174,22 @@ class Updater:
             known = self._scratch[like.dtype] = torch.empty(max(BLOCK_NUMEL, like.numel()), dtype=like.dtype)
         flat = known[: like.numel()]
         return flat if like.dim() == 1 else flat.view(like.shape)
+
+
+def _in_grains(kernel: Kernel) -> Kernel:
+    """The kernel on a whole number of grains, for rows: how many are updated at once must not change their bits.
+
+    What is left over when a kernel's vector loop has ended is not rounded in half precision as the loop does it.
+    """
+
+    def run(settings: Settings, value: torch.Tensor, gradient: torch.Tensor, state: State, step: int) -> None:
+        room = (0, -value.numel() % _GRAIN_NUMEL)
+        padded, states = F.pad(value, room), {key: F.pad(view, room) for key, view in state.items()}
+        kernel(settings, padded, F.pad(gradient, room), states, step)
+        for view, changed in ((value, padded), *((state[key], states[key]) for key in state)):
+            view.copy_(changed[: view.numel()])
+
+    return run
 
 
 def row_sums(layout: Layout, memory: Memory, name: str, shard: int | None) -> torch.Tensor:

@@ -134,6 +134,17 @@ class _Segments:
         return first, max(first, self._before[max(0, min(transfer.before, last))])
 
 
+class _Solver(highspy.Highs):
+    """Without callbacks, to which nobody listens: highspy 1.16 prints a line when it registers them, before it can be
+    told to print nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def enableCallbacks(self) -> None:
+        pass
+
+
 @dataclass(slots=True)
 class _Program:
     """A linear program put together column by column; rows are named by any key."""
@@ -227,7 +238,7 @@ class _Program:
 
     def solve(self) -> tuple[list[float], float] | None:
         """Values and the optimum, None when there is no solution."""
-        solver = highspy.Highs()
+        solver = _Solver()
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("threads", 1)
         solver.passModel(self.model())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from gradbase.cluster.channel import MESSAGE_BYTES_MAX, Channel
 from gradbase.cluster.operations import Operations, Pushed, Reading, ShardPages
 from gradbase.cluster.worker import BatchStream, Learner, StreamEnded, forward_seed, samples_of
-from gradbase.common.errors import StoreError
+from gradbase.common.errors import GradbaseError, StoreError, UsageError
 from tests.cluster import recipes
 
 
@@ -79,6 +81,44 @@ def test_what_the_loss_does_not_reach_has_a_gradient_of_zeros() -> None:
     buffers = {p: torch.full_like(p, 7) for p in recipe.model.parameters()}
     learner.gradient(0, None, buffers)
     assert buffers[recipe.model[0].weight].eq(1).all() and buffers[recipe.model[0].bias].eq(0).all()
+
+
+class _Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.sum()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        raise ValueError("no gradient today")
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda model, batch: 3.0, "loss returned float, expected a scalar tensor"),
+        (lambda model, batch: model[0].weight[0], r"loss returned \(12,\), expected a scalar tensor"),
+        (lambda model, batch: model[0].weight.sum().detach(), "the loss depends on no parameter"),
+        (lambda model, batch: _Broken.apply(model[0].weight), "backward pass failed: ValueError: no gradient today"),
+    ],
+)
+def test_a_loss_without_a_gradient_is_told(loss: Any, words: str) -> None:
+    recipe = recipes.build()
+    recipe.loss = loss
+    learner = Learner(recipe, BatchStream(recipe.batches, recipe.random_state))
+    with pytest.raises(GradbaseError, match=words):
+        learner.gradient(0, None, {p: torch.empty_like(p) for p in recipe.model.parameters()})
+
+
+@pytest.mark.parametrize("memory", [None, "50MB"])
+def test_a_loss_that_changes_parameters_is_refused(memory: str | None) -> None:
+    """As max_norm of an embedding does: under bsp they are everybody's, and no log would have it."""
+    recipe = recipes.build()
+    table = recipe.model.table = nn.Embedding(4, 1, max_norm=0.1)
+    recipe.loss = lambda model, batch: table(torch.tensor([0, 3])).sum()
+    learner = Learner(recipe, BatchStream(recipe.batches, recipe.random_state), memory)
+    with pytest.raises(UsageError, match="the loss changes table.weight while others read it"):
+        learner.gradient(0, None, {p: torch.empty_like(p) for p in recipe.model.parameters()})
 
 
 def test_samples_are_the_first_dimension_of_the_first_tensor() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Complete = Callable[[nn.Parameter], None]
 _END = object()
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 class Buffer(Protocol):
@@ -75,8 +76,7 @@ class Recipe:
 
 def tables_of(model: nn.Module) -> list[str]:
     """Names of the parameters whose gradients are sparse: of embeddings with sparse=True. They are pushed by row."""
-    kinds = (nn.Embedding, nn.EmbeddingBag)
-    tables = {id(each.weight) for each in model.modules() if isinstance(each, kinds) and each.sparse}
+    tables = {id(each.weight) for each in model.modules() if isinstance(each, _EMBEDDINGS) and each.sparse}
     return [name for name, parameter in model.named_parameters() if id(parameter) in tables]
 
 
@@ -112,7 +112,7 @@ class BatchStream:
         if self._items is not None:
             if number >= len(self._items):
                 raise StreamEnded(len(self._items))
-            with _told():
+            with _told("batches()"):
                 return self._items[number]
         if number < self._next and number not in self._kept:
             self._rewind()
@@ -124,7 +124,7 @@ class BatchStream:
         self._state = self._first_state
         self._kept: dict[int, Any] = {}
         self._next = 0
-        with _own_state(self), _told():
+        with _own_state(self), _told("batches()"):
             batches = self._open()
             if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
                 raise UsageError(f"batches() returned {_kind(batches)}", "expected an iterable of batches")
@@ -134,7 +134,7 @@ class BatchStream:
             self._feed: Iterator[Any] = iter(()) if looked_up else iter(batches)
 
     def _draw(self) -> None:
-        with _own_state(self), _told():
+        with _own_state(self), _told("batches()"):
             batch = next(self._feed, _END)
         if batch is _END:
             raise StreamEnded(self._next)
@@ -144,14 +144,36 @@ class BatchStream:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """What fails in a recipe's own stream is no end of it, and no mistake of ours."""
+def _told(what: str) -> Iterator[None]:
+    """What fails in a recipe's stream is no end of it, and nothing of the recipe is a mistake of ours."""
     try:
         yield
     except GradbaseError:
         raise
     except Exception as error:
-        raise StepError(f"batches() failed: {type(error).__name__}: {_one_line(error)}", *place_of(error)) from error
+        raise StepError(f"{what} failed: {type(error).__name__}: {_one_line(error)}", *place_of(error)) from error
+
+
+def _check_norms(model: nn.Module) -> None:
+    """A planned step's writes do not show in a tensor's version: those of embeddings are known."""
+    for name, module in model.named_modules():
+        if isinstance(module, _EMBEDDINGS) and module.max_norm is not None:
+            raise _changes(f"{name}.weight" if name else "weight")
+
+
+def _changes(name: str) -> UsageError:
+    problem = f"the loss changes {name} while others read it"
+    return UsageError(problem, "leave that to the optimizer: an embedding, say, goes without max_norm")
+
+
+def _check_loss(loss: Any) -> None:
+    """Raise UsageError for what has no gradient."""
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        shape = str(tuple(loss.shape)) if isinstance(loss, torch.Tensor) else _kind(loss)
+        raise UsageError(f"loss returned {shape}, expected a scalar tensor", "sum or average the loss terms in it")
+    if not loss.requires_grad:
+        problem = "the loss depends on no parameter that requires a gradient"
+        raise UsageError(problem, "check requires_grad and detach()")
 
 
 def place_of(error: Exception) -> list[str]:
@@ -276,12 +298,25 @@ class Learner:
 
     def _run_eagerly(self, seed: int, batch: Any) -> torch.Tensor:
         torch.default_generator.manual_seed(seed)
+        versions = [parameter._version for parameter in self._named.values()]
         loss = self._recipe.loss(self._recipe.model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        _check_loss(loss)
+        self._check_unchanged(versions)
+        with _told("the backward pass"):
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _check_unchanged(self, versions: Sequence[int]) -> None:
+        """Raise UsageError if the forward pass has written into parameters: others read them at the same moment, and no
+        log has it.
+        """
+        for (name, parameter), version in zip(self._named.items(), versions, strict=True):
+            if parameter._version != version:
+                raise _changes(name)
 
     def _run_planned(self, seed: int, batch: Any) -> torch.Tensor:
         if self._planned is None:
+            _check_norms(self._recipe.model)
             from gradbase.compiled import compile_gradients
 
             for parameter in self._parameters:

@@ -138,9 +138,6 @@ class _Solver(highspy.Highs):
     """Without callbacks, to which nobody listens: highspy 1.16 prints a line when it registers them, before it can be
     told to print nothing."""
 
-    def __init__(self) -> None:
-        super().__init__()
-
     def enableCallbacks(self) -> None:
         pass
 
@@ -238,7 +235,7 @@ class _Program:
 
     def solve(self) -> tuple[list[float], float] | None:
         """Values and the optimum, None when there is no solution."""
-        solver = _Solver()
+        solver = _Solver()  # type: ignore[no-untyped-call]
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("threads", 1)
         solver.passModel(self.model())

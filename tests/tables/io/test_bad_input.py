@@ -175,3 +175,19 @@ def test_what_is_free_is_the_least_of_machine_and_cgroup(tmp_path: Path) -> None
     assert available_bytes(tmp_path / "none", tmp_path / "none") is None
     refuse_too_many("t", None, 5)
     refuse_too_many("t", 10**12, None)
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    import pandas as pd
+
+    names = ["item", "item", "worker", "label"]
+    assert refused(pd.DataFrame([[1, 2, 3, 4]], columns=names)).startswith(
+        "[table] the DataFrame has two columns 'item'; give"
+    )
+    assert "the Table has two columns 'item'" in refused(pa.Table.from_arrays([pa.array([1])] * 4, names=names))
+    assert "the dict has two columns '1'" in refused({"item": [1], "worker": [2], "label": [3], 1: [4], "1": [5]})
+
+
+def test_a_type_that_is_not_known_is_told() -> None:
+    wide = pa.array([1], pa.decimal256(50, 3))
+    assert "the Table is no table: " in refused(pa.table({"item": [1], "worker": [2], "label": wide}))

@@ -179,6 +179,13 @@ def test_columns_of_mixed_types_become_text() -> None:
     assert as_rows(read(frame)) == [("1", "w", "true"), ("a", "v", "false")]
 
 
+def test_whole_numbers_of_any_length_and_half_precision_are_read() -> None:
+    import numpy as np
+
+    table = read({"item": [10**40, 7], "worker": [1, 2], "label": np.array([0.5, 2.25], dtype=np.float16)})
+    assert as_rows(table) == [(str(10**40), 1, "0.5"), ("7", 2, "2.25")]
+
+
 def test_an_optional_column_may_say_nothing(tmp_path: Path) -> None:
     path = tmp_path / "claims.csv"
     path.write_text("object,source,value,ts\no,s,1,5\no,s2,1,null\n")

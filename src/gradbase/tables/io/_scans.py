@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,12 @@ def _relation_scan(relation: Any, workspace: Workspace, name: str) -> Scan:
 
 
 def _arrow_scan(source: Any, workspace: Workspace) -> Scan:
-    table = _as_arrow(source)
-    shown = workspace.show(table)
+    duckdb, _ = modules()
+    table = _plain(source, _as_arrow(source))
+    try:
+        shown = workspace.show(table)
+    except duckdb.Error as error:
+        raise TableError(f"the {type(source).__name__} is no table: {str(error).splitlines()[0]}") from error
     return _with_index(sql_scan(shown, f"the {type(source).__name__}", workspace, table.num_rows))
 
 
@@ -180,11 +185,11 @@ def _as_arrow(source: Any) -> Any:
         if isinstance(source, arrow.Table):
             return source
         if type(source).__module__.split(".")[0] == "pandas":
-            return arrow.table({str(name): _as_column(source[name]) for name in source.columns})
+            return arrow.table(_columns_of(source, source.items()))
         if hasattr(source, "__arrow_c_stream__"):
             return arrow.RecordBatchReader.from_stream(source).read_all()
         if isinstance(source, Mapping):
-            return arrow.table({str(name): _as_column(column) for name, column in source.items()})
+            return arrow.table(_columns_of(source, source.items()))
     except (arrow.ArrowException, ValueError, TypeError) as error:
         raise TableError(f"the {type(source).__name__} is no table: {str(error).splitlines()[0]}") from error
     raise TableError(
@@ -193,10 +198,36 @@ def _as_arrow(source: Any) -> Any:
     )
 
 
+def _plain(source: Any, table: Any) -> Any:
+    """With every name once, and numbers of half precision, which DuckDB does not know, in single."""
+    _, arrow = modules()
+    twice = next((name for name, count in Counter(table.column_names).items() if count > 1), None)
+    if twice is not None:
+        raise _two_columns(source, twice)
+    for place, column in enumerate(table.schema):
+        if arrow.types.is_float16(column.type):
+            table = table.set_column(place, column.name, table.column(place).cast(arrow.float32()))
+    return table
+
+
+def _two_columns(source: Any, name: str) -> TableError:
+    return TableError(f"the {type(source).__name__} has two columns {name!r}", "give one another name")
+
+
+def _columns_of(source: Any, columns: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """By name, each once: a frame may have several of one name, and a mapping 1 beside "1"."""
+    found: dict[str, Any] = {}
+    for name, column in columns:
+        if str(name) in found:
+            raise _two_columns(source, str(name))
+        found[str(name)] = _as_column(column)
+    return found
+
+
 def _as_column(column: Any) -> Any:
-    """Columns of mixed types, such as ids that are partly numbers, become text."""
+    """Columns of mixed types, such as ids that are partly numbers, and whole numbers of any length become text."""
     _, arrow = modules()
     try:
         return arrow.array(column, from_pandas=True)
-    except (arrow.ArrowInvalid, arrow.ArrowTypeError):
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError, OverflowError):
         return arrow.array([None if cell is None or cell != cell else str(cell) for cell in column])

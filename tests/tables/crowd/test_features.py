@@ -9,6 +9,7 @@ from gradbase.common.errors import InfeasibleError, UsageError
 from gradbase.tables.crowd import Claims, Config, Features, Result, infer
 from gradbase.tables.crowd._features import Encoder, Order, content_hashes
 from gradbase.tables.crowd._rivals import margins
+from gradbase.tables.crowd._sides import sides
 from gradbase.tables.crowd._text import Rarity, compare, number, paired
 from tests.tables.crowd.worlds import world
 
@@ -75,6 +76,16 @@ def test_names_and_the_order_of_items_mean_nothing() -> None:
     first = infer(claims, features, QUICK)
     second = infer(moved, Features(embedding=features.embedding[order]), QUICK)
     np.testing.assert_allclose(second.posterior, first.posterior[order], atol=1e-3)
+
+
+def test_items_with_the_same_features_are_told_apart_by_their_labels_and_not_by_names() -> None:
+    simulated, features = known_world(3)
+    claims, order = simulated.claims, np.random.default_rng(0).permutation(150)
+    place, alike = np.argsort(order), np.round(features.embedding)
+    moved = Claims(place[claims.item], claims.worker, claims.label, claims.items, claims.workers, claims.classes)
+    first = infer(claims, Features(embedding=alike), QUICK)
+    second = infer(moved, Features(embedding=alike[order]), QUICK)
+    np.testing.assert_allclose(second.posterior, first.posterior[order], atol=1e-9)
 
 
 def test_names_and_the_order_of_columns_mean_nothing() -> None:
@@ -145,3 +156,52 @@ def test_a_pair_is_measured_against_the_best_other_pair_of_its_record() -> None:
     assert np.allclose(found[:, 0], [0.3, -0.5, -0.3, 0.0])
     assert found[:, 1].tolist() == [0, 0, 0, 1]
     assert np.allclose(found[:, 2], np.log([3, 3, 3, 1]))
+
+
+def records_in_pairs(seed: int, rows: int = 600) -> dict[str, list[str]]:
+    """Texts of two records a row, from two shops that write alike: title, maker (some lack), price."""
+    generator = np.random.default_rng(seed)
+    kinds, makers = [f"kind{k} of thing" for k in range(12)], [f"maker{k}" for k in range(5)]
+    shops = []
+    for shop in range(2):
+        number = generator.permutation(120) + 1000
+        maker = generator.integers(0, 5, 120)
+        titles = [f"{kinds[n % 12]} model {n} shop{shop}" for n in number]
+        of_makers = ["" if n % 4 == 0 else makers[m] for n, m in zip(number, maker, strict=True)]
+        shops.append((titles, of_makers, [f"${n % 37}.99" for n in number]))
+    chosen = generator.integers(0, 120, (2, rows))
+    names = ("title", "maker", "price")
+    return {
+        f"{name}_{side}": [column[row] for row in chosen[k]]
+        for k, side in enumerate("ab")
+        for name, column in zip(names, shops[k], strict=True)
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_records_in_pairs_are_found_by_what_their_columns_hold(seed: int) -> None:
+    texts = records_in_pairs(seed)
+    wanted = {frozenset((f"{name}_a", f"{name}_b")) for name in ("title", "maker", "price")}
+    given = np.random.default_rng(seed).permutation(sorted(texts)).tolist()
+    called = {f"column {place}": name for place, name in enumerate(given)}
+    nameless = {new: texts[old] for new, old in called.items()}
+    order = Order.of(Features(text=nameless))
+    found = sides(nameless, order.texts)
+    assert {frozenset((called[one], called[other])) for one, other in found} == wanted
+    named = Features(text=texts)
+    encoded = Encoder.of(named, Order.of(named))(named)
+    assert Encoder.of(Features(text=nameless), order)(Features(text=nameless)).shape == encoded.shape
+
+
+def test_texts_that_are_no_two_records_are_not_compared() -> None:
+    generator = np.random.default_rng(0)
+    questions = [f"what is thing{k} made of" for k in range(40)]
+    asked = generator.integers(0, 40, 500)
+    answered = [f"it is {generator.choice(['wood', 'glass', 'iron'])} number {k}" for k in range(500)]
+    colours = generator.choice(["red car", "blue", "old car"], 500).tolist()
+    for texts in (
+        {"u": [questions[k] for k in asked], "v": answered},
+        {"u": colours, "v": [f"name{k}" for k in asked]},
+        {"u": [questions[k] for k in asked], "v": [f"group {k % 7}" for k in asked]},
+    ):
+        assert sides(texts, sorted(texts)) == []

@@ -15,7 +15,8 @@ from torch import Tensor
 from gradbase.common.errors import UsageError
 from gradbase.tables._contents import column_order, hashes_of_numbers, hashes_of_texts
 from gradbase.tables.crowd._rivals import margins
-from gradbase.tables.crowd._text import Rarity, bag_of_words, compare, paired
+from gradbase.tables.crowd._sides import sides
+from gradbase.tables.crowd._text import Rarity, bag_of_words, compare
 from gradbase.tables.crowd._types import Features, Floats
 
 LIMIT = 6.0  # in standard deviations: beyond, a value says no more
@@ -114,8 +115,7 @@ class Encoder:
     def of(cls, features: Features, order: Order) -> Encoder:
         """Learned from the features of all items; no label is looked at."""
         rarity = Rarity.of(text for column in features.text.values() for text in column)
-        pairs = sorted(paired(features.text), key=lambda pair: order.texts.index(pair[0]))
-        encoder = cls(order, pairs, rarity, np.zeros(1), np.ones(1))
+        encoder = cls(order, sides(features.text, order.texts), rarity, np.zeros(1), np.ones(1))
         raw = encoder._raw(features)
         known = np.maximum(np.isfinite(raw).sum(0), 1)
         centre = np.nansum(raw, 0) / known

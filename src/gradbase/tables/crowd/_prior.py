@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from gradbase.common.errors import UsageError
-from gradbase.tables._contents import scramble
+from gradbase.tables._contents import Hashes, scramble
 from gradbase.tables.crowd._classifier import Classifier, Weights, best_trainer, cross_fitted, own_randomness
 from gradbase.tables.crowd._features import Encoder, Order, content_hashes
 from gradbase.tables.crowd._table import Table
-from gradbase.tables.crowd._types import Config, Features
+from gradbase.tables.crowd._types import Config, Features, Floats, Ints
 from gradbase.tables.crowd._workers import CONFUSION_ENTRIES_MAX, PRIOR_CLAIMS, confusion_of
 
 CROWD = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)  # powers of the labels in the answer
@@ -63,7 +63,7 @@ def with_features(
         )
     crowd = torch.where(labelled[:, None], crowd, crowd[labelled].mean(0))
     columns = Order.of(features)
-    order = np.argsort(hashes := content_hashes(features, columns), kind="stable")
+    order = _by_content(hashes := content_hashes(features, columns), crowd.numpy())
     folds = (scramble(hashes[order] + np.uint64(config.seed)) % np.uint64(config.folds)).astype(np.int64)
     encoder, place, back = Encoder.of(features, columns), torch.from_numpy(order), torch.from_numpy(np.argsort(order))
     posterior, answer, chances, skill = crowd, crowd, None, 0.0
@@ -87,6 +87,12 @@ def with_features(
             if config.on_progress:
                 config.on_progress("classifier", turn + 1, config.rounds)
     return Informed(answer, tilt, Classifier(encoder, networks, crowd.shape[1], shape))
+
+
+def _by_content(hashes: Hashes, crowd: Floats) -> Ints:
+    """An order of items by their features; of equal ones by what the crowd says, the rarest class first."""
+    classes = np.argsort(-crowd.sum(0), kind="stable")
+    return np.lexsort((*np.round(crowd[:, classes], 9).T, hashes))
 
 
 def _weigh(

@@ -79,12 +79,14 @@ def test_names_and_the_order_of_items_mean_nothing() -> None:
 
 
 def test_items_with_the_same_features_are_told_apart_by_their_labels_and_not_by_names() -> None:
-    simulated, features = known_world(3)
-    claims, order = simulated.claims, np.random.default_rng(0).permutation(150)
-    place, alike = np.argsort(order), np.round(features.embedding)
+    simulated, longer = world(5, quality=[0.85] * 9, n_items=150), Config(folds=2, rounds=2, steps=120)
+    generator = np.random.default_rng(0)
+    claims, order = simulated.claims, generator.permutation(150)
+    place, alike = np.argsort(order), np.round(np.eye(2)[simulated.truth] + generator.normal(0, 0.4, (150, 2)))
     moved = Claims(place[claims.item], claims.worker, claims.label, claims.items, claims.workers, claims.classes)
-    first = infer(claims, Features(embedding=alike), QUICK)
-    second = infer(moved, Features(embedding=alike[order]), QUICK)
+    first = infer(claims, Features(embedding=alike), longer)
+    second = infer(moved, Features(embedding=alike[order]), longer)
+    assert len(np.unique(alike, axis=0)) < 20 and "features" in first.why().reason
     np.testing.assert_allclose(second.posterior, first.posterior[order], atol=1e-9)
 
 

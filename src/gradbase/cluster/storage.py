@@ -30,7 +30,7 @@ from gradbase.store.checkpoint import (
     store_files,
     unpack_state,
 )
-from gradbase.store.files import DiskFiles, DiskRate, measure_disk
+from gradbase.store.files import PROBE, DiskFiles, DiskRate, measure_disk
 from gradbase.store.layout import Layout
 from gradbase.store.log import (
     COORDINATOR,
@@ -142,10 +142,11 @@ def is_store(path: Path) -> bool:
 
 
 def check_free(path: Path) -> None:
-    """Raise UsageError unless a store can be made at `path`."""
+    """Raise UsageError unless a store can be made at `path`, where a job may have been killed while it made one."""
     if (path / MANIFEST).exists():
         raise UsageError(f"there is a store at {path} already", "go on with it by --resume, or name another directory")
-    if path.is_dir() and any(path.iterdir()):
+    begun = (PROBE, _part_of(path / MANIFEST).name)
+    if path.is_dir() and any(each.name not in begun for each in path.iterdir()):
         raise UsageError(f"{path} is not empty and no store", "name another directory")
 
 
@@ -214,9 +215,14 @@ def _tensors_of(manifest: Manifest) -> list[Any]:
     return [(spec["name"], spec["shape"], spec["dtype"]) for spec in manifest.layout["tensors"]]
 
 
+def _part_of(path: Path) -> Path:
+    """What a file is called while it is being written."""
+    return path.with_name(f".{path.name}.part")
+
+
 def _write_whole(path: Path, text: str) -> None:
     """Write a file durably, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
+    part = _part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "w", encoding="utf-8") as file:

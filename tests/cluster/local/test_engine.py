@@ -271,6 +271,15 @@ def test_a_store_logs_as_it_was_chosen_to_and_is_resumed_so(tmp_path: Path) -> N
         LocalEngine(_request(resume=True, logging="command", **kept)).run()
 
 
+def test_a_store_is_made_where_a_job_was_killed_while_it_made_one(tmp_path: Path) -> None:
+    for name in (".disk", ".MANIFEST.json.part"):
+        (tmp_path / name).write_bytes(b"half")
+    given: dict[str, Any] = {"durability": "wal", "store": tmp_path}
+    LocalEngine(_request(steps=2, workers=1, **given)).run()
+    assert {path.name for path in tmp_path.iterdir()} == {"MANIFEST.json", "checkpoints", "log"}
+    assert LocalEngine(_request(steps=4, workers=1, resume=True, **given)).run().steps == 4
+
+
 def test_a_log_that_is_damaged_is_refused(tmp_path: Path) -> None:
     """The steward ends before it has heard of any worker; nobody waits for it."""
     given: dict[str, Any] = {"durability": "wal", "store": tmp_path / "store", "logging": "physical"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -64,3 +65,16 @@ def test_a_real_disk_is_measured_and_left_as_it_was(tmp_path):
     assert rate.bytes_per_us > 0 and rate.sync_us > 0 and rate.mode in ("plain", "durable")
     assert rate.write_us(1 << 20) > rate.sync_us
     assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_process_that_is_killed_while_it_measures_leaves_no_file(tmp_path, monkeypatch):
+    """Its pages are freed with it; a file with a name would stay in the store."""
+    seen = []
+
+    def timed(file, offset, block):
+        seen.append(os.listdir(tmp_path))
+        return 1.0
+
+    monkeypatch.setattr("gradbase.store.files._disk._timed_us", timed)
+    measure_disk(DiskFiles(tmp_path))
+    assert seen and not any(seen)

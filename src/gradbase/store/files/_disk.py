@@ -20,6 +20,7 @@ _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 
 _PARTS_MAX = 512  # a call takes 1024 on Linux
+PROBE = ".disk"  # by which disks are measured: its name is gone at once
 _PROBE_WRITES = 9
 _PROBE_BYTES = 4 << 20
 
@@ -199,22 +200,26 @@ class DiskRate:
 def measure_disk(files: DiskFiles, directory: str = "") -> DiskRate:
     """Write some megabytes, and small durable writes in both ways the log knows, and keep the faster way.
 
-    Takes some tens of milliseconds and leaves no file. Raises OSError.
+    Takes some tens of milliseconds and leaves no file, also where the process is killed meanwhile. Raises OSError.
     """
     modes: tuple[Mode, ...] = ("durable", "plain")
     files.make_directory(directory)
-    path = os.path.join(directory, f".disk-{os.getpid()}")
-    try:
-        sync_us, mode = min((_sync_us(files, path, mode), mode) for mode in modes)
-        return DiskRate(_bytes_per_us(files, path, mode), sync_us, mode)
-    finally:
-        files.remove(path)
+    sync_us, mode = min((_sync_us(files, directory, mode), mode) for mode in modes)
+    return DiskRate(_bytes_per_us(files, directory, mode), sync_us, mode)
 
 
-def _sync_us(files: DiskFiles, path: str, mode: Mode) -> float:
+def _nameless(files: DiskFiles, directory: str, mode: Mode) -> DiskFile:
+    """A file that is gone when it is closed, or its process ends."""
+    path = os.path.join(directory, PROBE)
+    file = files.open(path, create=True, mode=mode)
+    files.remove(path)
+    return file
+
+
+def _sync_us(files: DiskFiles, directory: str, mode: Mode) -> float:
     """The least time of making one block durable: what the disk takes, not what others take of the processor."""
     block, times = aligned_memory(BLOCK_BYTES), []
-    file = files.open(path, create=True, mode=mode)
+    file = _nameless(files, directory, mode)
     try:
         file.reserve(BLOCK_BYTES * _PROBE_WRITES)
         for number in range(_PROBE_WRITES):
@@ -224,9 +229,9 @@ def _sync_us(files: DiskFiles, path: str, mode: Mode) -> float:
     return min(times)
 
 
-def _bytes_per_us(files: DiskFiles, path: str, mode: Mode) -> float:
+def _bytes_per_us(files: DiskFiles, directory: str, mode: Mode) -> float:
     block, times = aligned_memory(_PROBE_BYTES), []
-    file = files.open(path, create=True, mode=mode)
+    file = _nameless(files, directory, mode)
     try:
         file.reserve(_PROBE_BYTES * 3)
         for number in range(3):
